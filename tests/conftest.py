@@ -19,7 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A few tests that take long, most of them one a notebook. They begin first where several cores share the
 # work: a long test that begins last leaves the others idle.
 LONG = ("test_browser.py", "test_notebooks.py", "test_grading_hostile.py", "test_make.py")
-ONE_BY_ONE = ("test_browser.py", "test_notebooks.py")  # their tests share little, and that is quick to make
+# Its tests share little, and that is quick to make. Those of the browser stay together: two browsers at
+# once, each with a kernel, starve one another on two cores.
+ONE_BY_ONE = ("test_notebooks.py",)
 
 NOTE = "note"  # record_property(NOTE, text): a line for the end of the run, such as where pictures lie
 

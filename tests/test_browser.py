@@ -11,6 +11,7 @@ from jupyter_lab import BROWSER_OPTIONS, ROOT, NotebookPage, find_browser, runni
 
 LESSONS = sorted((ROOT / "lessons").glob("*.ipynb"))
 TOO_SLOW = "[anywidget] Failed to initialize model"
+MOST_TIMES = 3
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -88,12 +89,12 @@ def problems(notebook: NotebookPage, after_cell=lambda cell: None) -> list[str]:
 
 def open_and_run(lesson, open_notebook, record_property) -> NotebookPage:
     """The lesson, run whole. anywidget gives a figure two seconds to begin; on a starved machine that is too
-    little, and a person would run the lesson once more. So does this, once, and says so."""
-    notebook = open_notebook(f"lessons/{lesson.name}")
-    if not any(TOO_SLOW in error for error in notebook.console_errors):
-        return notebook
-    record_property(NOTE, f"{lesson.name} was opened twice: a figure did not begin within anywidget's time")
-    return open_notebook(f"lessons/{lesson.name}")
+    little, and a person would run the lesson once more. So does this, twice at most, and says so."""
+    for times in range(1, MOST_TIMES + 1):
+        notebook = open_notebook(f"lessons/{lesson.name}")
+        if times == MOST_TIMES or not any(TOO_SLOW in error for error in notebook.console_errors):
+            return notebook
+        record_property(NOTE, f"{lesson.name} was opened again: a figure did not begin within anywidget's time")
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
