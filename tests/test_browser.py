@@ -94,7 +94,7 @@ def open_and_run(lesson, open_notebook, record_property) -> NotebookPage:
         notebook = open_notebook(f"lessons/{lesson.name}")
         if times == MOST_TIMES or not any(TOO_SLOW in error for error in notebook.console_errors):
             return notebook
-        record_property(NOTE, f"{lesson.name} was opened again: a figure did not begin within anywidget's time")
+        record_property(NOTE, f"{lesson.name} was opened again: a figure began too late for anywidget")
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)

@@ -110,6 +110,11 @@ def test_top_level_assignments_become_ellipses():
     assert stub_source(source) == "\n".join(f"{name} = ..." for name in "abcdef")
 
 
+def test_names_on_the_way_to_an_answer_are_not_given_away():
+    source = span("waste = 1", "held, lost = 2, waste", "gb = held") + '\nanswer = {"gb": gb, "lost": lost}'
+    assert stub_source(source) == 'lost = ...\ngb = ...\nanswer = {"gb": gb, "lost": lost}'
+
+
 def test_a_source_without_spans_stays():
     assert stub_source("x = 1\n\n# BEGIN\n") == "x = 1\n\n# BEGIN\n"
 

@@ -5,11 +5,13 @@
     ### END SOLUTION
 
 Inside a function or class body the stub is `raise NotImplementedError("your code here")`. At top level the
-span must be assignments, and the stub assigns `...` to the same names.
+span must be assignments, and the stub assigns `...` to those of the same names that the rest of the cell
+reads (to all of them where it reads none): how a solution gets there is not given away.
 """
 
 import ast
 import copy
+import re
 import textwrap
 from pathlib import Path
 
@@ -71,30 +73,36 @@ def exercise_of(solution, name: str, course: Course):
 
 def stub_source(source: str) -> str:
     """The source with every solution span replaced. Raises ValueError for marks that do not pair."""
-    out: list[str] = []
-    span: list[str] | None = None
+    parts = _parts(source)
+    kept = "\n".join("\n".join(lines) for is_span, lines in parts if not is_span)
+    words = set(re.findall(r"\w+", kept))
+    return "\n".join(line for is_span, lines in parts for line in (_stub(lines, words) if is_span else lines))
+
+
+def _parts(source: str) -> list[tuple[bool, list[str]]]:
+    """The lines in runs, in order: whether they are a solution span, and the lines without the marks."""
+    parts: list[tuple[bool, list[str]]] = [(False, [])]
     for line in source.split("\n"):
-        mark = line.strip()
-        if mark == BEGIN and span is None:
-            span = []
-        elif mark == END and span is not None:
-            out += _stub(span)
-            span = None
-        elif mark in (BEGIN, END):
-            raise ValueError(f"{mark!r} without its partner")
+        mark, inside = line.strip(), parts[-1][0]
+        if mark in (BEGIN, END):
+            if inside == (mark == BEGIN):
+                raise ValueError(f"{mark!r} without its partner")
+            parts.append((not inside, []))
         else:
-            (out if span is None else span).append(line)
-    if span is not None:
+            parts[-1][1].append(line)
+    if parts[-1][0]:
         raise ValueError(f"{BEGIN!r} without its partner")
-    return "\n".join(out)
+    return parts
 
 
-def _stub(span: list[str]) -> list[str]:
+def _stub(span: list[str], words: set[str]) -> list[str]:
+    """What stands for a span in an exercise whose other lines hold these words."""
     first = next((line for line in span if line.strip()), "")
     indent = first[: len(first) - len(first.lstrip())]
     if indent:
         return [f'{indent}raise NotImplementedError("{STUB}")']
-    return [f"{name} = ..." for name in _assigned(textwrap.dedent("\n".join(span)))]
+    names = _assigned(textwrap.dedent("\n".join(span)))
+    return [f"{name} = ..." for name in [n for n in names if n in words] or names]
 
 
 def _assigned(code: str) -> list[str]:
