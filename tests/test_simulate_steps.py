@@ -20,7 +20,6 @@ from minitransformer.simulate import (
     Poisson,
     Pool,
     Replica,
-    Report,
     Sessions,
     Uniform,
     Workload,
@@ -41,20 +40,21 @@ CLUSTERS = {
     "1P1D": disaggregated(ROOMY, 1, ROOMY, 1, LINK),
     "2P1D, tight": disaggregated(TIGHT, 2, TIGHT, 1, LINK),
     "1P2D, not layerwise": disaggregated(TIGHT, 1, ROOMY, 2, LINK, layerwise=False),
+    "slow link": disaggregated(TIGHT, 1, TIGHT, 1, Link(3e5, 1e-4)),
     "conditional": disaggregated(TIGHT, 1, TIGHT, 1, LINK, local_below=20, local_queue=60),
-    "failures": colocated(TIGHT, 2, failures=(Failure(0, 0, 0.3, 0.5), Failure(0, 1, 0.9, 1.0))),
-    "prefill fails": disaggregated(ROOMY, 1, ROOMY, 1, LINK, failures=(Failure(0, 0, 0.3, 0.7),)),
-    "decode fails": disaggregated(ROOMY, 1, ROOMY, 2, LINK, failures=(Failure(1, 0, 0.3, 0.7),)),
+    "failures": colocated(TIGHT, 2, failures=(Failure(0, 0, 0.1, 0.2), Failure(0, 1, 0.3, 0.35))),
+    "prefill fails": disaggregated(ROOMY, 1, ROOMY, 1, LINK, failures=(Failure(0, 0, 0.1, 0.2),)),
+    "decode fails": disaggregated(ROOMY, 1, ROOMY, 2, LINK, failures=(Failure(1, 0, 0.1, 0.2),)),
     "mixed": Cluster((Pool(ROOMY, 1), Pool(TIGHT, 2))),
 }
 SIZES = {"prompt": Uniform(1, 70), "output": Uniform(1, 50)}
 WORKLOADS = {
-    "poisson": Workload(Poisson(40), count=120, **SIZES),
-    "bursty": Workload(Bursty(40, 3.0), count=120, **SIZES),
+    "poisson": Workload(Poisson(250), count=120, **SIZES),
+    "bursty": Workload(Bursty(120, 3.0), count=120, **SIZES),
     "closed": Workload(ClosedLoop(7, 0.01), count=100, **SIZES),
     "at once": Workload(AtOnce(), count=60, **SIZES),
     "sessions": Workload(
-        Poisson(15), Uniform(1, 12), Uniform(1, 25), count=120, sessions=Sessions(3, 0.02, system_tokens=18)
+        Poisson(60), Uniform(1, 12), Uniform(1, 25), count=120, sessions=Sessions(3, 0.02, system_tokens=18)
     ),
 }
 
@@ -72,20 +72,29 @@ def test_many_steps_at_once_are_the_same_as_one_by_one(cluster, workload):
 
 
 def test_the_property_above_meets_what_is_rare():
-    """Preemption, reservations given up, prefix hits and restarts all happen in these runs."""
+    """Preemption, prefix hits, restarts and reservations given up all happen in these runs."""
     reports = {
         name: simulate(WORKLOADS[load], CLUSTERS[cluster])
         for name, cluster, load in [
             ("preemption", "preemption", "at once"),
             ("hits", "one", "sessions"),
-            ("restarts", "failures", "at once"),
-            ("decode restarts", "decode fails", "at once"),
+            ("restarts", "failures", "poisson"),
+            ("decode restarts", "decode fails", "poisson"),
             ("prefill restarts", "prefill fails", "bursty"),
         ]
     }
     assert reports["preemption"].preemptions.sum() > 5
     assert reports["hits"].cached_tokens.sum() > 100
-    assert all(reports[name].restarts.sum() > 3 for name in reports if "restarts" in name)
+    assert all(reports[name].restarts.sum() > 0 for name in reports if "restarts" in name)
+
+
+def test_reservations_give_way_to_those_who_run(monkeypatch):
+    given_up, inner = [], Simulation._cancel_prefill
+    monkeypatch.setattr(
+        Simulation, "_cancel_prefill", lambda self, job: (given_up.append(job), inner(self, job))
+    )
+    report = simulate(WORKLOADS["at once"], CLUSTERS["slow link"])
+    assert len(given_up) > 3 and np.isfinite(report.last_token_s).all()
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
@@ -98,13 +107,10 @@ def test_all_memory_is_free_at_the_end(cluster):
 
 
 def test_prefix_caching_changes_nothing_where_no_two_texts_begin_alike():
-    load_, cluster = WORKLOADS["poisson"].draw(0), colocated(TIGHT)
-    plain, hashed = Simulation(load_, cluster), Simulation(load_, cluster)
-    hashed.workers[0].prefix_caching = True
-    hashed.workers[0].reset()
-    for simulation in (plain, hashed):
-        simulation.run()
-    assert_same(Report.of(plain), Report.of(hashed))
+    cached, plain = (
+        simulate(WORKLOADS["poisson"], colocated(replica(prefix_caching=on)), seed=1) for on in (True, False)
+    )
+    assert_same(cached, plain)
 
 
 # --- the time of a step ---------------------------------------------------------------------------------
@@ -181,7 +187,7 @@ def test_decisions_grow_with_requests_and_not_with_their_tokens():
         return simulate(Workload(Poisson(20), 16, output, count=count), colocated(replica())).decisions
 
     assert decisions(100, 40) <= 5 * 100
-    assert decisions(100, 160) <= decisions(100, 40)  # four times as many steps
+    assert decisions(100, 160) <= 1.3 * decisions(100, 40)  # twice as many steps, of twice as many rows
     assert decisions(400, 40) == pytest.approx(4 * decisions(100, 40), rel=0.15)
 
 

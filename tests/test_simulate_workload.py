@@ -1,9 +1,11 @@
 """Loads: what is drawn, what is read from a file, and what is refused."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from simulated import replica
 
 from minitransformer.simulate import (
     AtOnce,
@@ -19,7 +21,7 @@ from minitransformer.simulate import (
     Uniform,
     Workload,
 )
-from minitransformer.simulate.request import BlockNames, jobs_of
+from minitransformer.simulate.request import jobs_of, request_for
 
 MANY = 20_000
 
@@ -88,12 +90,15 @@ def test_clients_of_a_closed_loop_can_hold_sessions():
 
 def test_only_what_is_equal_has_equal_names():
     load = Workload(Poisson(1), 10, 4, count=4, sessions=Sessions(turns=2, system_tokens=9)).draw()
-    jobs, names = jobs_of(load), BlockNames(9)
-    first, second = names.of(jobs[0], 4), names.of(jobs[2], 4)
-    assert first == second and len(first) == 2  # the system prompt fills two blocks
-    assert jobs[0].text == jobs[1].text != jobs[2].text
+    worker = SimpleNamespace(replica=replica())
+    names = [list(request_for(job, 4, worker, 9).block_hashes) for job in jobs_of(load)]
+    assert [len(n) for n in names] == [19 // 4, 33 // 4, 19 // 4, 33 // 4]
+    assert names[1][: len(names[0])] == names[0]  # the next turn begins with the same text
+    common = set(names[0]) & set(names[2])
+    assert common == set(names[0][:2])  # the system prompt fills two blocks
     own = jobs_of(Workload(AtOnce(), 10, 4, count=3).draw())
-    assert len({job.text for job in own}) == 3 and names.of(own[0], 4) == []
+    names = [name for job in own for name in request_for(job, 4, worker, 9).block_hashes]
+    assert len(set(names)) == len(names) == 6
 
 
 # --- files ----------------------------------------------------------------------------------------------

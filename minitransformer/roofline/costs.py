@@ -234,7 +234,7 @@ def pass_operators(
     Linear in all four, so a scheduler's step is priced without a look at each sequence again.
     """
     formats = (dtype, act_dtype or wide_format(dtype), cache_dtype or wide_format(dtype))
-    return _operators(config, tokens, pairs, keys, logits, *map(dtype_bytes, formats))
+    return _operators(config, tokens, pairs, keys, logits, *[dtype_bytes(format) for format in formats])
 
 
 def _forward(
@@ -253,7 +253,7 @@ def _forward(
 
 
 def _operators(
-    config: ModelConfig, rows: int, pairs: int, keys: int, logits: int, weight: float, act: float, cache: float
+    config: ModelConfig, rows: int, pairs: int, keys: int, logits: int, weight, act, cache
 ) -> dict[str, Cost]:
     L, E, F = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     q_size, kv_size = config.q_size, config.kv_size

@@ -20,6 +20,7 @@ class Report:
     decode_s                  when its cache had arrived where it is decoded (nan where it did not move)
     last_token_s              when it ended
     prompt_tokens, output_tokens, cached_tokens   sizes; cached: prompt tokens that were not computed again
+    worker                    the number of the worker that gave the last token
     preemptions, restarts     times that it lost its memory, and its worker
     busy_s                    for each pool, seconds of work of all its replicas, by kind of step
     timeline                  what each worker did when; workers are numbered through all pools
@@ -36,6 +37,7 @@ class Report:
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
     cached_tokens: np.ndarray
+    worker: np.ndarray
     preemptions: np.ndarray
     restarts: np.ndarray
     busy_s: list[dict[str, float]]
@@ -57,6 +59,7 @@ class Report:
         return cls(
             cluster,
             **{name: np.array([getattr(job, name) for job in jobs]) for name in names},
+            worker=np.array([job.here.worker.index for job in jobs]),
             busy_s=busy,
             timeline=stretches,
             bytes_sent=simulation.network.bytes_sent,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from math import nan
 
 from minitransformer.sampling import SamplingParams
-from minitransformer.serving.prefix_cache import extend_chain
 from minitransformer.serving.request import Request
 from minitransformer.simulate.workload import Load
 
@@ -81,12 +80,32 @@ class SimulatedRequest(Request):
         self.left -= count
 
 
-def request_for(job: Job, new_tokens: int, worker, hashes: list[bytes]) -> SimulatedRequest:
+class BlockNames:
+    """Names of a request's full blocks: what the prefix cache finds texts by, without spelling them out.
+
+    A block's name is that of its text and its place in it. Blocks of the system prompt, which all sessions
+    begin with, have the same names in all of them.
+    """
+
+    def __init__(self, request: SimulatedRequest, block_size: int, system_tokens: int):
+        self.request, self.block_size = request, block_size
+        self.shared = system_tokens // block_size if request.job.session >= 0 else 0
+
+    def __len__(self) -> int:
+        return len(self.request.tokens) // self.block_size
+
+    def __getitem__(self, block: int) -> int:
+        if not 0 <= block < len(self):
+            raise IndexError(f"block {block} of {len(self)}")
+        return block if block < self.shared else self.request.tokens.start + block
+
+
+def request_for(job: Job, new_tokens: int, worker, system_tokens: int = 0) -> SimulatedRequest:
     """A request for the next `new_tokens` of a job's answer; what has been said counts as its prompt."""
     known = range(job.text, job.text + job.prompt_tokens + job.done)
-    return SimulatedRequest(
-        job.index, known, GREEDY, new_tokens, job.arrival_s, block_hashes=hashes, job=job, worker=worker
-    )
+    request = SimulatedRequest(job.index, known, GREEDY, new_tokens, job.arrival_s, job=job, worker=worker)
+    request.block_hashes = BlockNames(request, worker.replica.block_size, system_tokens)
+    return request
 
 
 def jobs_of(load: Load) -> list[Job]:
@@ -97,30 +116,3 @@ def jobs_of(load: Load) -> list[Job]:
         Job(index, prompt, output, APART * (session + 1 if session >= 0 else next(own)), session)
         for index, (prompt, output, session) in enumerate(zip(*sizes, strict=True))
     ]
-
-
-class BlockNames:
-    """Names of full blocks by session, so that a turn does not spell out again what the last one did.
-
-    All sessions begin with the same `system_tokens`: the blocks that these fill have the same names.
-    """
-
-    def __init__(self, system_tokens: int):
-        self._system = range(system_tokens)
-        self._known: dict[tuple[int, int], list[bytes]] = {}
-
-    def of(self, job: Job, block_size: int) -> list[bytes]:
-        """The names that are known of the blocks of a job's tokens so far, as a list of its own."""
-        if job.session < 0:
-            return []
-        known = self._known.get((job.session, block_size))
-        if known is None:
-            known = self._known.setdefault((-1, block_size), [])
-            extend_chain(known, self._system, block_size)
-        return known[: (job.prompt_tokens + job.done) // block_size]
-
-    def learn(self, request: SimulatedRequest, block_size: int):
-        """Keeps what a request has spelled out."""
-        key = (request.job.session, block_size)
-        if key[0] >= 0 and len(request.block_hashes) > len(self._known.get(key, ())):
-            self._known[key] = request.block_hashes

@@ -3,7 +3,8 @@
 from minitransformer.simulate.cluster import Cluster
 from minitransformer.simulate.report import Report
 from minitransformer.simulate.simulation import Simulation
-from minitransformer.simulate.workload import Load, Trace, Workload
+from minitransformer.simulate.trace import Trace
+from minitransformer.simulate.workload import Load, Workload
 
 
 def simulate(

@@ -5,11 +5,11 @@ their next steps, so that a step sees everything that has happened when it begin
 """
 
 from heapq import heappop, heappush
-from math import isfinite
+from math import isfinite, isnan
 
 from minitransformer.serving.request import Status
 from minitransformer.simulate.cluster import Cluster
-from minitransformer.simulate.request import BlockNames, Job, SimulatedRequest, jobs_of, request_for
+from minitransformer.simulate.request import Job, SimulatedRequest, jobs_of, request_for
 from minitransformer.simulate.router import Router
 from minitransformer.simulate.timeline import Timeline
 from minitransformer.simulate.transfer import Network
@@ -25,11 +25,10 @@ class Simulation:
     def __init__(self, load: Load, cluster: Cluster, *, fast: bool = True):
         self.cluster, self.load = cluster, load
         self.jobs = jobs_of(load)
-        self.workers = _workers(cluster, load.has_sessions, fast)
+        self.workers = _workers(cluster, fast)
         self.router = Router(self.workers, load)
         self.timeline = Timeline()
         self.network = Network(cluster, len(self.workers), self.timeline)
-        self.names = BlockNames(load.system_tokens)
         self.now = 0.0
         self._arrived: dict[Worker, list[SimulatedRequest]] = {worker: [] for worker in self.workers}
         self._cancelled: dict[Worker, list[SimulatedRequest]] = {worker: [] for worker in self.workers}
@@ -87,8 +86,7 @@ class Simulation:
             job.here = self._hand(job, worker, job.output_tokens - job.done)
 
     def _hand(self, job: Job, worker: Worker, new_tokens: int) -> SimulatedRequest:
-        names = self.names.of(job, worker.replica.block_size) if worker.prefix_caching else []
-        request = request_for(job, new_tokens, worker, names)
+        request = request_for(job, new_tokens, worker, self.load.system_tokens)
         waits_behind_others = bool(worker.line)
         worker.add(request)
         self._nudge(worker, cut=not waits_behind_others)
@@ -150,10 +148,12 @@ class Simulation:
         if worker.role == "prefill":
             self._hand_over(request)
             return
-        self.names.learn(request, worker.replica.block_size)
-        request.job.preemptions += request.num_preemptions
+        job = request.job
+        job.preemptions += request.num_preemptions
+        if isnan(job.decode_s):  # the prompt was computed here
+            job.cached_tokens = request.cached_tokens
         worker.leave(request)
-        self._complete(request.job)
+        self._complete(job)
 
     # --- from prefill to decode ---------------------------------------------------------------------------
 
@@ -258,12 +258,12 @@ class Simulation:
             (self._prefill if worker.role == "prefill" else self._submit)(job)
 
 
-def _workers(cluster: Cluster, prefix_caching: bool, fast: bool) -> list[Worker]:
-    """A worker for each replica. Without sessions no two texts begin alike, and nobody looks for it."""
+def _workers(cluster: Cluster, fast: bool) -> list[Worker]:
+    """A worker for each replica."""
     kinds = [
         (number, place, pool) for number, pool in enumerate(cluster.pools) for place in range(pool.count)
     ]
     return [
-        Worker(index, number, place, pool.replica, pool.role, prefix_caching=prefix_caching, fast=fast)
+        Worker(index, number, place, pool.replica, pool.role, fast=fast)
         for index, (number, place, pool) in enumerate(kinds)
     ]

@@ -50,19 +50,9 @@ class Worker:
     decisions     how often it was asked what comes next: what the simulation's own time goes with
     """
 
-    def __init__(
-        self,
-        index: int,
-        pool: int,
-        place: int,
-        replica: Replica,
-        role: str,
-        *,
-        prefix_caching: bool,
-        fast: bool,
-    ):
+    def __init__(self, index: int, pool: int, place: int, replica: Replica, role: str, *, fast: bool):
         self.index, self.pool, self.place, self.replica, self.role = index, pool, place, replica, role
-        self.prefix_caching, self.fast = prefix_caching and replica.prefix_caching, fast
+        self.fast = fast
         self.step_time = StepTime(replica)
         self.window = replica.model.sliding_window
         self.steps = self.decisions = 0
@@ -73,7 +63,7 @@ class Worker:
         replica = self.replica
         self.alive, self.span = True, None
         self.sending: dict[SimulatedRequest, None] = {}  # computed, and their memory not free yet
-        self.blocks = BlockManager(replica.blocks, replica.block_size, self.prefix_caching)
+        self.blocks = BlockManager(replica.blocks, replica.block_size, replica.prefix_caching)
         kind = SCHEDULERS[self.role]
         limits = (replica.scheduling, replica.max_num_batched_tokens, replica.max_num_seqs)
         self.scheduler = kind(self.blocks, *limits)
@@ -171,7 +161,7 @@ class Worker:
         Blocks only get fewer and nobody leaves, so the one who is next waits on, unless those who run spell
         out the very text that it begins with.
         """
-        if self.prefix_caching:
+        if self.replica.prefix_caching:
             for line in (self.scheduler.waiting, getattr(self.scheduler, "queue", ())):
                 if line and any(r.job.text == line[0].job.text for r in self.scheduler.running):
                     return False
@@ -242,7 +232,7 @@ class Worker:
         if request.cancelled:
             return False
         request.num_computed += new
-        if self.prefix_caching:
+        if self.replica.prefix_caching:
             self.blocks.name_full_blocks(request, new)
         if request.num_uncomputed:
             return False
@@ -281,6 +271,6 @@ class Worker:
             first = len(request.blocks) * size + 1 - tokens
             if first < steps:
                 found += [(step, False, place) for step in range(first, steps, size)]
-            if self.prefix_caching:
+            if self.replica.prefix_caching:
                 found += [(step, True, place) for step in range(-tokens % size, steps, size)]
         return found
