@@ -14,6 +14,7 @@ from minitransformer.roofline import (
     decode_cost,
     decode_operators,
     matmul_flops,
+    pass_operators,
     prefill_cost,
     prefill_operators,
 )
@@ -224,3 +225,13 @@ def test_costs_add_and_scale():
 def test_bad_input_is_refused_in_words(call, says):
     with pytest.raises(ValueError, match=says):
         call(shape())
+
+
+def test_a_pass_costs_what_its_sequences_add_up_to():
+    for config in CONFIGS.values():
+        new, past = [3, 1, 1, 9], [0, 7, 12, 4]
+        window = config.sliding_window
+        keys = sum(attended_keys(n, p, window) for n, p in zip(new, past, strict=True))
+        pairs = sum(attended_pairs(n, p, window) for n, p in zip(new, past, strict=True))
+        ragged = prefill_operators(config, 4, new, "int8", cached_len=past, cache_dtype="fp8")
+        assert pass_operators(config, sum(new), pairs, keys, 4, "int8", cache_dtype="fp8") == ragged

@@ -19,6 +19,7 @@ from minitransformer.roofline.costs import (
     decode_cost,
     decode_operators,
     matmul_flops,
+    pass_operators,
     prefill_cost,
     prefill_operators,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "matmul_flops",
     "max_batch",
     "measure_device",
+    "pass_operators",
     "prefill_cost",
     "prefill_operators",
     "prefill_rate",

@@ -215,12 +215,32 @@ def matmul_flops(operators: dict[str, Cost]) -> float:
     return sum(operators[name].flops for name in MATMULS)
 
 
+def pass_operators(
+    config: ModelConfig,
+    tokens: int,
+    pairs: int,
+    keys: int,
+    logits: int,
+    dtype,
+    *,
+    cache_dtype=None,
+    act_dtype=None,
+) -> dict[str, Cost]:
+    """One pass through the model, by operator, from what its sequences add up to, whatever they are.
+
+    tokens   new tokens of all sequences
+    pairs    pairs of a new token and one it sees (`attended_pairs`), keys those read (`attended_keys`)
+    logits   tokens whose logits are computed: one a sequence in generation
+    Linear in all four, so a scheduler's step is priced without a look at each sequence again.
+    """
+    formats = (dtype, act_dtype or wide_format(dtype), cache_dtype or wide_format(dtype))
+    return _operators(config, tokens, pairs, keys, logits, *[dtype_bytes(format) for format in formats])
+
+
 def _forward(
     config: ModelConfig, sequences, last_only: bool, causal: bool, weight: float, act: float, cache: float
 ) -> dict[str, Cost]:
     """One pass through the model over `sequences`: (how many, new tokens, cached tokens) of each kind."""
-    L, E, F = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    q_size, kv_size = config.q_size, config.kv_size
     window = config.sliding_window if causal else None
     rows = sum(count * new for count, new, _ in sequences)
     keys = sum(count * attended_keys(new, past, window) for count, new, past in sequences)
@@ -229,6 +249,14 @@ def _forward(
         for count, new, past in sequences
     )
     logits = sum(count for count, _, _ in sequences) if last_only else rows
+    return _operators(config, rows, pairs, keys, logits, weight, act, cache)
+
+
+def _operators(
+    config: ModelConfig, rows: int, pairs: int, keys: int, logits: int, weight, act, cache
+) -> dict[str, Cost]:
+    L, E, F = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.q_size, config.kv_size
     layer = {
         "norm": 2 * norm_cost(rows, E, act),
         "qkv_proj": linear_cost(rows, E, q_size + 2 * kv_size, weight, act, config.attention_bias),
