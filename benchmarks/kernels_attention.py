@@ -21,6 +21,8 @@ from minitransformer.kernels import (
     flash_decode_reference,
     paged_attention,
     paged_attention_reference,
+    paged_prefill,
+    paged_prefill_reference,
 )
 from minitransformer.kernels.splits import choose_num_splits, occupancy, sm_count
 from minitransformer.roofline import Cost
@@ -80,6 +82,41 @@ def paged_decode_attention(bench: Bench) -> list[dict]:
         error = relative_error(paged_attention(*paged), exact)
         timing = _timing(bench, lambda paged=paged: paged_attention(*paged), _grouped(q, k, v))
         rows.append(_decode_row(bench, batch, context, timing, error))
+    return rows
+
+
+@item("paged_prefill")
+def paged_prompt_pieces(bench: Bench) -> list[dict]:
+    """Pieces of prompts over cached tokens, through a block table, against our kernel for contiguous ones.
+
+    The table costs a look-up for each key; what that takes is what a serving step pays for its blocks.
+    """
+    rows = []
+    for batch, cached, tokens in (
+        [(2, 20, 12)] if bench.small else [(16, 0, 1024), (8, 2048, 512), (4, 8192, 512)]
+    ):
+        H, G, D = _heads(bench)
+        context = cached + tokens
+        blocks = -(-context // BLOCK)
+        q = _randn(bench, batch, tokens, H, D)
+        cache = [_randn(bench, batch * blocks, BLOCK, G, D) for _ in range(2)]
+        table = torch.randperm(batch * blocks, device=bench.device).reshape(batch, blocks).to(torch.int32)
+        positions = torch.arange(cached, context, device=bench.device).expand(batch, -1).contiguous()
+        paged = (q, *cache, table, positions)
+        whole = [x[table.long()].flatten(1, 2)[:, :context].transpose(1, 2).contiguous() for x in cache]
+        few = slice(-min(CHECKED, tokens), None)
+        exact = paged_prefill_reference(
+            q[:1, few].double(), *(x.double() for x in cache), table[:1], positions[:1, few]
+        )
+        error = relative_error(paged_prefill(*paged)[:1, few], exact)
+        ours = captured(lambda paged=paged: paged_prefill(*paged), bench.device)
+        in_one_piece = lambda q=q.transpose(1, 2), kv=whole: flash_attention(q, *kv)  # noqa: E731
+        timing = against(bench, ours, {"flash_attention": captured(in_one_piece, bench.device)})
+        pairs = sum(range(cached + 1, context + 1))  # of a query and a key that it sees
+        moved = (2 * q.numel() + 2 * batch * context * G * D) * bench.dtype.itemsize
+        limit = bench.beside_limit(Cost(4 * batch * H * D * pairs, moved), timing["measured_s"])
+        row = {"batch": batch, "cached": cached, "tokens": tokens} | timing | limit
+        rows.append(row | _verdict(timing["times_as_fast"], 0.85, error, bench.dtype))
     return rows
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernel_checks import ARCHS, assert_no_spills, compile_launches, recorded_launches
 
-from minitransformer.kernels import flash_attention, flash_decode, paged_attention
+from minitransformer.kernels import flash_attention, flash_decode, paged_attention, paged_prefill
 from minitransformer.kernels.attention_configs import decode_configs, prefill_configs
 
 B, H, G, S = 2, 32, 8, 4096
@@ -32,7 +32,19 @@ def paged(D, dtype, config):
     paged_attention(q, k, k, table, lengths, num_splits=8, config=config)
 
 
-CONFIGS = {prefill: prefill_configs, decode: decode_configs, paged: decode_configs}
+def pieces(D, dtype, config):
+    k, table = numbers(B * S // 16, 16, G, D, dtype=dtype), numbers(B, S // 16, dtype=torch.int32)
+    paged_prefill(
+        numbers(B, S // 8, H, D, dtype=dtype),
+        k,
+        k,
+        table,
+        numbers(B, S // 8, dtype=torch.int32),
+        config=config,
+    )
+
+
+CONFIGS = {prefill: prefill_configs, decode: decode_configs, paged: decode_configs, pieces: prefill_configs}
 
 
 def compiled(cases, archs=ARCHS):
@@ -56,7 +68,7 @@ def test_every_configuration_fits_every_gpu_and_the_default_spills_nothing(call)
     for result in results:
         assert sum(result.tensor_core_instructions.values()) >= 2, result  # scores, and weights times values
         assert "cp.async" in result.ptx  # the next keys are on their way while these are multiplied
-        if call is prefill and result.arch == 90:
+        if call in (prefill, pieces) and result.arch == 90:
             assert any("wgmma" in name for name in result.tensor_core_instructions), result
 
 
@@ -70,8 +82,8 @@ def test_the_default_of_other_heads_and_formats_spills_nothing(call):
 
 
 def test_the_widest_heads_fit_the_gpu_with_the_least_room():
-    cases = [default(call, 256, dtype) for call in (prefill, decode) for dtype in (BF16, FP32)]
-    assert len(compiled(cases, ARCHS[:1])) == 4
+    cases = [default(call, 256, dtype) for call in (prefill, decode, pieces) for dtype in (BF16, FP32)]
+    assert len(compiled(cases, ARCHS[:1])) == 6
 
 
 def test_the_merge_of_splits_spills_nothing():
@@ -91,4 +103,5 @@ def test_the_smallest_sizes_compile(causal):
         if causal:
             flash_decode(one, one, one)
             paged_attention(one[0], one, one, lengths[None], lengths)
+            paged_prefill(one, one, one, lengths[None], lengths[None])
     assert len(compile_launches(launches, ARCHS[:1])) == len(launches)

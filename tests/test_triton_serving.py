@@ -18,9 +18,11 @@ def served(attention: str) -> list[list[int]]:
 
 
 def test_a_model_on_kernels_is_served_as_one_on_pytorch(monkeypatch):
-    calls, paged = [], triton_ops.kernels.paged_attention
-    monkeypatch.setattr(
-        triton_ops.kernels, "paged_attention", lambda q, *args: calls.append(len(q)) or paged(q, *args)
-    )
+    rows = {"paged_attention": [], "paged_prefill": []}
+    for name, seen in rows.items():
+        kernel = getattr(triton_ops.kernels, name)
+        noting = lambda q, *args, kernel=kernel, seen=seen: seen.append(len(q)) or kernel(q, *args)  # noqa: E731
+        monkeypatch.setattr(triton_ops.kernels, name, noting)
     assert served("triton") == served("sdpa")
-    assert max(calls) == len(PROMPTS)  # all that decode go through the kernel together
+    assert max(rows["paged_attention"]) == len(PROMPTS)  # all that decode go through the kernel together
+    assert rows["paged_prefill"]  # and pieces of prompts through theirs: nothing is gathered

@@ -13,6 +13,7 @@ from minitransformer.kernels.flash_attention import flash_attention, flash_atten
 from minitransformer.kernels.flash_decode import flash_decode, flash_decode_reference
 from minitransformer.kernels.matmul import matmul, matmul_reference
 from minitransformer.kernels.paged_attention import paged_attention, paged_attention_reference
+from minitransformer.kernels.paged_prefill import paged_prefill, paged_prefill_reference
 from minitransformer.kernels.rms_norm import (
     add_rms_norm,
     add_rms_norm_reference,
@@ -38,6 +39,8 @@ __all__ = [
     "matmul_reference",
     "paged_attention",
     "paged_attention_reference",
+    "paged_prefill",
+    "paged_prefill_reference",
     "rms_norm",
     "rms_norm_reference",
     "rope",

@@ -134,7 +134,7 @@ def paged_attention(
     context_lens are not checked, because to look at them would wait for the GPU.
     Raises TypeError for another dtype, ValueError for shapes, numbers, a device or a scale that does not fit.
     """
-    _require_paged(q, k_blocks, v_blocks, block_table, context_lens)
+    require_paged(q, k_blocks, v_blocks, block_table, context_lens)
     (B, H, D), (_, tokens, G, _) = q.shape, k_blocks.shape
     S, rows = block_table.shape[1] * tokens, rows_of_tile(H // G)
     programs = B * G * triton.cdiv(H // G, rows)
@@ -150,7 +150,8 @@ def paged_attention(
     return attend_in_splits(launch, "paged_attention", q, S, programs, num_splits, config)
 
 
-def _require_paged(q, k_blocks, v_blocks, block_table, context_lens):
+def require_paged(q, k_blocks, v_blocks, block_table, context_lens):
+    """Raises unless q [B, H, D] fits a cache in blocks, and on a CPU every number names what there is."""
     require_tensors(q=q, k_blocks=k_blocks, v_blocks=v_blocks, block_table=block_table)
     require_shape("q", q, "B", "H", "D")
     require_shape("k_blocks", k_blocks, "N", "block", "G", q.shape[2])

@@ -23,7 +23,7 @@ class Ops:
     rope: Callable = apply_rope
     swiglu: Callable = swiglu
     attend_rows: Callable = gathered_attention
-    reads_in_place: bool = False  # whether attend_rows takes rows of one token without copying their blocks
+    reads_in_place: bool = False  # whether attend_rows reads the cache without copying its blocks
 
 
 def choose_ops(attention: str, config: ModelConfig) -> Ops:

@@ -2,8 +2,8 @@
 
 Rows of alike size are padded to one rectangle, their blocks are gathered from the cache, and PyTorch's
 fused operator does the rest: a handful of tensor operations for each group, none for each row or token.
-The price is a copy of what is read. A kernel that follows the block table itself reads it in place
-(kernels/paged_attention.py); layers/triton_ops.py has the group function that calls it.
+The price is a copy of what is read. Kernels that follow the block table themselves read it in place
+(kernels/paged_attention.py, paged_prefill.py); layers/triton_ops.py has the group function that calls them.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,6 @@ import torch
 
 from minitransformer import kernels
 from minitransformer.layers.ops import Ops
-from minitransformer.layers.ragged_attention import gathered_attention
 from minitransformer.paged_cache import PagedKVCache
 from minitransformer.ragged import RowGroup
 
@@ -20,15 +19,15 @@ def attend(q, k, v, window: int | None = None) -> torch.Tensor:
 
 
 def attend_rows(q, cache: PagedKVCache, layer: int, group: RowGroup) -> torch.Tensor:
-    """One group of a ragged batch, q [P, T, H, D]: rows of one token by the paged kernel. -> [P, T, H, D]
+    """One group of a ragged batch, q [P, T, H, D], its keys read where they lie. -> [P, T, H, D]
 
-    Pieces of prompts, each with its own number of cached tokens, go the way of layers/ragged_attention.py.
+    Rows of one token go to the kernel that splits their keys, pieces of prompts to the one that tiles them.
     """
-    if q.shape[1] > 1:
-        return gathered_attention(q, cache, layer, group)
     _require_inference(q)
-    blocks = cache.k[layer], cache.v[layer]
-    return kernels.paged_attention(q[:, 0], *blocks, group.block_table, group.context_lens)[:, None]
+    k, v, table = cache.k[layer], cache.v[layer], group.block_table
+    if q.shape[1] > 1:
+        return kernels.paged_prefill(q, k, v, table, group.positions)
+    return kernels.paged_attention(q[:, 0], k, v, table, group.context_lens)[:, None]
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
