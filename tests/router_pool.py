@@ -164,7 +164,7 @@ class FakeClient:
                 assert new.id not in self.stages, "a token came after the last one"
                 assert new.index == len(self.got[new.id]), "a token is repeated or skipped"
                 self.got[new.id].append(new.token)
-                if new.stages is not None:
+                if len(self.got[new.id]) == self.asked[new.id][1]:
                     self.stages[new.id] = new.stages
         elif isinstance(message, Failed):
             assert message.id not in self.failed and message.id not in self.stages, "answered twice"

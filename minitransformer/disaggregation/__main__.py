@@ -50,9 +50,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--prefill", type=int, default=1, help="prefill workers (1)")
     new.add_argument("--decode", type=int, default=1, help="decode workers (1)")
     new.add_argument("--host", default="127.0.0.1", help="where all listen (127.0.0.1: this machine only)")
-    new.add_argument(
-        "--port", type=int, help="of the server; 0 takes any (8000; torchrun: no server)"
-    )
+    new.add_argument("--port", type=int, help="of the server; 0 takes any (8000; torchrun: no server)")
     new.add_argument("--router-port", type=int, default=0, help="of the router, under torchrun (any)")
     new.add_argument("--secret-file", help="the run's secret; over several machines each has a copy")
     new.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
@@ -64,9 +62,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--max-queue", type=int, default=256, help="requests that may wait (256)")
     new.add_argument("--num-threads", type=int, help="of PyTorch in each worker")
     new.add_argument("--no-prefix-caching", action="store_true", help="share no blocks between requests")
-    new.add_argument(
-        "--local-below", type=int, default=16, help="fewer uncached tokens stay there (16)"
-    )
+    new.add_argument("--local-below", type=int, default=16, help="fewer uncached tokens stay there (16)")
     new.add_argument("--on-loss", choices=["recompute", "fail"], default="recompute")
     new.add_argument("--link-gbps", type=float, help="slow the transfer to so many gigabits a second")
     new.add_argument("--link-latency-s", type=float, default=0.0, help="and by so many seconds")

@@ -47,10 +47,12 @@ class Flight:
         return replace(self.spec, known_ids=tuple(self.output_ids))
 
     def take(self, token: int, now_s: float) -> Answered:
-        """The next token of the answer, as the client will hear of it."""
+        """The next token of the answer, as the client will hear of it: with the times of the stages so far
+        where one has ended by now."""
         self.output_ids.append(token)
         self.times.take(now_s)
-        stages = self.times.stages(self.submitted_s) if self.finished else None
+        is_news = self.finished or len(self.output_ids) - len(self.spec.known_ids) <= 2
+        stages = self.times.stages(self.submitted_s) if is_news else None
         return Answered(self.id, len(self.output_ids) - 1, token, self.cached_tokens, stages)
 
 

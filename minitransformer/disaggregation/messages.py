@@ -223,7 +223,7 @@ class Abort:
 
 @dataclass(frozen=True)
 class Answered:
-    """To a client: a token of its request; with the last one, the times of all stages."""
+    """To a client: a token of its request; with the first two and the last, the times of the stages."""
 
     id: str
     index: int

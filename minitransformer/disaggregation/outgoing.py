@@ -28,6 +28,8 @@ class Outgoing(Handler):
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._once = threading.Lock()  # taken when it closes, and never given back
+        self._parts: tuple[Part, ...] = ()  # of the layers that come next, until the first one leaves
+        self._num_tokens = 0
         self.closed_for = ""
         self.bytes_sent, self.busy_s = 0, 0.0
 
@@ -56,8 +58,10 @@ class Outgoing(Handler):
         self._answers.put(None)
 
     def received(self, channel, message):
-        if isinstance(message, (Welcome, Refused)):
+        if isinstance(message, Welcome):
             self._answers.put(message)
+        elif isinstance(message, Refused):
+            self.closed(channel, message.reason)
         else:
             self._inbox.received(self, message)
 
@@ -70,18 +74,19 @@ class Outgoing(Handler):
     def _work(self, hello: Hello):
         try:
             pair = self._open(hello)
-            parts: tuple[Part, ...] = ()
             while (item := self._queue.get()) is not None and not self.is_closed:
                 since, what = item
                 if isinstance(what, tuple):
-                    parts = what
+                    self._parts, self._num_tokens = what, sum(part.count for part in what)
                 elif isinstance(what, torch.Tensor):
-                    self._pass(pair, what, parts, since)
-                    parts = ()
+                    self._pass(pair, what, since)
                 else:
                     self._channel.send(what)
         except (RuntimeError, OSError, queue.Empty) as error:
             self._end(str(error) or "no answer in time")
+        finally:  # it may have been closed while it was still dialing
+            if self._channel is not None:
+                self._channel.close(self.closed_for)
 
     def _open(self, hello: Hello) -> Pair:
         timeout = self._link.timeout_s
@@ -97,11 +102,18 @@ class Outgoing(Handler):
             raise OSError(answer.reason)
         return answer
 
-    def _pass(self, pair: Pair, layer: torch.Tensor, parts: tuple[Part, ...], since: float):
-        """Sends a layer; `parts` go ahead of the first one, so that the other side waits only for what is
-        on its way."""
-        if parts:
-            self._channel.send(Transfer(parts, layer.nbytes))
+    def _pass(self, pair: Pair, layer: torch.Tensor, since: float):
+        """Sends a layer; its parts go ahead of the first one, so that the other side waits only for what
+        is on its way.
+
+        Raises RuntimeError for a layer of another size than announced: gloo would end the other process
+        for one that is longer, and not notice one that is shorter.
+        """
+        if layer.shape[1] != self._num_tokens:
+            raise RuntimeError(f"a layer of {layer.shape[1]} tokens, and {self._num_tokens} are announced")
+        if self._parts:
+            self._channel.send(Transfer(self._parts, layer.nbytes))
+            self._parts = ()
         self._pacer.wait(layer.nbytes, since)
         begin = time.perf_counter()
         pair.send(layer.cpu())

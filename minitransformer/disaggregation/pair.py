@@ -25,7 +25,8 @@ SENDER, RECEIVER = 0, 1  # ranks
 
 
 class Pair:
-    """One end of a pair. Every call waits for the other end, `timeout_s` at most.
+    """One end of a pair. Every call waits for the other end, `timeout_s` at most. What is sent and the
+    tensor that receives it must have one size: gloo does not check it.
 
     Raises RuntimeError when the other end has gone or is late; the pair can't be used again then.
     """

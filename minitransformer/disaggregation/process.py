@@ -17,6 +17,7 @@ from minitransformer.disaggregation.decode_worker import DecodeWorker
 from minitransformer.disaggregation.options import Liveness, RouterOptions, WorkerOptions
 from minitransformer.disaggregation.prefill_worker import PrefillWorker
 from minitransformer.disaggregation.router_server import RouterServer
+from minitransformer.disaggregation.worker import CannotServe
 from minitransformer.serving.__main__ import name_of
 from minitransformer.serving.http.app import create_app
 from minitransformer.serving.http.server import serve
@@ -36,7 +37,7 @@ def main() -> int:
             run_server(content, secret)
         else:
             run_worker(content["role"], WorkerOptions.of(content["options"]), secret)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, CannotServe) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -75,4 +76,6 @@ def end_with_parent():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # at once: threads that wait for peers do not matter any more

@@ -133,6 +133,9 @@ class RemoteEngine:
         """Ends a request that the pool need not go on with."""
         self._send(Abort(request.id))
         self._forget(request)
+        if request.stages:  # the router has not told the last one
+            since_first = request.last_token_s - request.first_token_s
+            request.stages["decode"] = max(since_first - request.stages["transfer"], 0.0)
         request.finish(reason)
 
     def wake(self):
@@ -179,8 +182,9 @@ class RemoteEngine:
             self.scheduler.running.append(request)
         request.cached_tokens = new.cached_tokens
         request.append(new.token, time.perf_counter())
+        if new.stages is not None:
+            request.stages = asdict(new.stages)
         if request.finish_reason:
-            request.stages = asdict(new.stages) if new.stages else {}
             self._forget(request)
             request.finish()
 
@@ -206,8 +210,10 @@ class RemoteEngine:
     def _submit(self, request: Request):
         """What is asked and what has come of the answer, tokens that no step has taken yet included."""
         news, s = self._news[request.id], request.sampling
-        if news and (isinstance(news[-1], Failed) or news[-1].stages):
-            return  # all has come
+        if any(isinstance(new, Failed) or new.token in request.stop_ids for new in news):
+            return  # its end has come already
+        if request.num_output + len(news) == request.max_new_tokens:
+            return
         spec = Spec(
             prompt_ids=tuple(request.prompt_ids),
             known_ids=(*request.output_ids, *(new.token for new in news)),

@@ -105,12 +105,14 @@ class Router:
     def _join(self, channel, info: Join, now: float):
         others = [m.info for m in self.pool.members.values()]
         differs = difference(info.fingerprint, others[0].fingerprint) if others else ""
-        if info.name in self.pool.members:
-            differs = "a worker of this name is here already"
         if differs:
             channel.send(Refused(f"{info.name} does not fit into the pool: {differs}"))
             channel.close(f"{info.name} does not fit into the pool: {differs}")
             return
+        if info.name in self.pool.members:  # it has noticed a loss that is still to be noticed here
+            former = self.pool.members[info.name].channel
+            former.close(f"{info.name} has joined anew")
+            self.closed(former, f"{info.name} has joined anew", now)
         log.info("router: %s has joined", info.name)
         member = self._workers[channel] = self.pool.members[info.name] = Member(info, channel)
         member.beat = Beat(num_free=info.num_blocks)

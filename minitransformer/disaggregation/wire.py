@@ -1,6 +1,6 @@
 """Messages as bytes: a length, then JSON. Reads strictly; knows nothing of sockets.
 
-frame = 4 bytes, big endian: the length of what follows | {"kind": "Drop", "key": "7", "attempt": 1}
+frame = 4 bytes, big endian: the length of what follows | {"type": "Drop", "key": "7", "attempt": 1}
 """
 
 import json
@@ -19,7 +19,7 @@ KINDS = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 def encode(message: Message) -> bytes:
     """The frame of a message."""
-    return frame({"kind": type(message).__name__, **_plain(message)})
+    return frame({"type": type(message).__name__, **_plain(message)})
 
 
 def frame(content: dict) -> bytes:
@@ -32,7 +32,7 @@ def frame(content: dict) -> bytes:
 def parse(body: bytes) -> Message:
     """The message in a frame's body. Raises BadMessage for anything else."""
     content = parse_object(body)
-    kind = content.pop("kind", None)
+    kind = content.pop("type", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise BadMessage(f"a message of an unknown kind: {kind!r:.80}")
     return _build(KINDS[kind], content, kind)

@@ -131,15 +131,14 @@ class Worker:
             self.router = self.network.dial(host, port, inbox)
         except OSError as error:
             return str(error)
-        give_up = time.monotonic() + self.options.liveness.dead_after
-        while time.monotonic() < give_up:
+        while not self._ends:  # the channel itself gives up when nobody answers
             for what, _, content in inbox.take(0.1):
                 if what == "closed":
                     return content
                 if what == "opened":
                     self.router.send(self._introduction())
                     return ""
-        return "the router did not answer"
+        return "stopped"
 
     def _introduction(self) -> Join:
         host, port = self._listening.getsockname()[:2]
@@ -158,14 +157,14 @@ class Worker:
 
     def _serve(self):
         """Obeys this router until it is lost."""
+        busy = False
         while not self._ends:
-            busy = bool(self.engine.scheduler.running)
             for what, channel, content in self.inbox.take(0 if busy else IDLE_S):
                 if what == "closed" and channel is self.router:
                     log.info("%s: the router is lost: %s", self.options.name, content)
                     return
                 self._on(what, channel, content)
-            self._step()
+            busy = self._step()
 
     def _on(self, what: str, channel, content):
         if what == "received" and channel is self.router:
@@ -188,10 +187,14 @@ class Worker:
             except ValueError as error:
                 self.router.send(AttemptFailed(message.key, message.attempt, str(error)))
 
-    def _step(self):
+    def _step(self) -> bool:
+        """A step of the engine. Whether the next one has something to do, as far as is known here: room
+        that became free may let a request begin."""
         self._step_since = time.monotonic()
-        self._tell(self.engine.step())
+        brought = self.engine.step()
+        self._tell(brought)
         self._step_since = None
+        return bool(brought or self.engine.scheduler.running)
 
     def _beat(self) -> Beat:
         since = self._step_since
