@@ -189,17 +189,18 @@ def test_the_secret_is_on_no_command_line(pool):
 )
 def test_what_cannot_begin_says_why_and_leaves_nothing(options, error, words):
     options = {"path": folder(), "prefill_workers": 0, "liveness": QUICK} | SIZES | options
+    others = children()
     with pytest.raises(error, match=words):
         DisaggregatedLLM(options.pop("path"), **options)
-    assert not children()
+    assert children() == others
 
 
-def children() -> list[str]:
-    """Command lines of this process' children that are workers or routers."""
+def children() -> set[str]:
+    """This process' children that are workers or routers."""
     listed = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=False
     )
-    return [line for line in listed.stdout.splitlines() if "disaggregation.process" in line]
+    return {line.split()[0] for line in listed.stdout.splitlines() if "disaggregation.process" in line}
 
 
 def test_a_pool_ends_with_the_process_that_began_it(tmp_path):

@@ -7,7 +7,7 @@ An engine has one connector or none. Its methods are called from the engine's th
     engine, before a forward pass            start_load_kv
     model, around each layer                 wait_for_layer_load, save_kv_layer
     engine, after the forward pass           wait_for_save
-    engine, before a step                    get_finished
+    engine, at the end of a step             get_finished
     engine, before blocks are freed          request_finished
 
 Differences from vLLM, which has the scheduler in another process: one object serves both sides, the layer

@@ -17,11 +17,10 @@ from minitransformer.serving.request import Request, Status
 
 @dataclass(eq=False)
 class Flight:
-    """A request that is here, and how much of its answer the router has been told."""
+    """A request that is here."""
 
     request: Request
     attempt: int
-    num_told: int
 
 
 class DecodeWorker(Worker):
@@ -41,7 +40,7 @@ class DecodeWorker(Worker):
     def _take(self, message: Assign | PrefillHere):
         if isinstance(message, Assign):
             request = self._make_request(message.key, message.spec, message.spec.max_new_tokens)
-            self._flights[message.key] = Flight(request, message.attempt, len(message.spec.known_ids))
+            self._flights[message.key] = Flight(request, message.attempt)
             self.connector.add(request, message)
             self.engine.add(request)
         elif flight := self._find(message.key, message.attempt):
@@ -53,12 +52,9 @@ class DecodeWorker(Worker):
         for notice in self.connector.take_notices():
             self.router.send(notice)
         new: list[NewToken] = []
-        for request in dict.fromkeys(requests):  # one that was loaded may have got a second token at once
-            flight = self._flights[request.id]
-            for index in range(flight.num_told, request.num_output):
-                token = request.output_ids[index]
-                new.append(NewToken(request.id, flight.attempt, index, token))
-            flight.num_told = request.num_output
+        for request in requests:
+            attempt, index = self._flights[request.id].attempt, request.num_output - 1
+            new.append(NewToken(request.id, attempt, index, request.tokens[-1]))
             if request.status is Status.FINISHED:
                 del self._flights[request.id]
         if new:

@@ -80,14 +80,11 @@ class Engine:
 
     def step(self) -> list[Request]:
         """One forward pass; returns the requests that got a token, some of them finished by it."""
-        loaded = [] if self.connector is None else self._take_loaded()
         rows = self.scheduler.schedule()
         self.cache.copy_blocks(self.blocks.copies)
         self.blocks.copies.clear()
-        if not rows:
-            return loaded
-        tokens = self._run(rows)
-        return loaded + self._postprocess(rows, tokens)
+        got = self._postprocess(rows, self._run(rows)) if rows else []
+        return got if self.connector is None else got + self._take_loaded()
 
     def wake(self):
         """Makes a step that waits return; here none ever waits."""
@@ -150,11 +147,11 @@ class Engine:
     def _take_loaded(self) -> list[Request]:
         """Lets requests run whose keys and values have come, each with the token sampled where they were
         computed."""
-        loaded = self.connector.get_finished()
+        loaded, now = self.connector.get_finished(), time.perf_counter()
         for request, token in loaded:
             self.scheduler.resume(request)
-            num_loaded = request.num_uncomputed
+            num_loaded, request.started_s = request.num_uncomputed, now
             request.advance(num_loaded)
             self.blocks.name_full_blocks(request, num_loaded)
-            self._append(request, token, time.perf_counter())
+            self._append(request, token, now)
         return [request for request, _ in loaded]
