@@ -85,17 +85,23 @@ class Transformer(nn.Module):
             cache.advance(T)
         return self.logits(x[:, -1:] if last_only else x)
 
-    def forward_ragged(self, batch: RaggedBatch, cache: PagedKVCache) -> torch.Tensor:
+    def forward_ragged(self, batch: RaggedBatch, cache: PagedKVCache, connector=None) -> torch.Tensor:
         """The new tokens of many sequences at once -> logits [R, V] of each row's last token.
 
-        The cache holds all of them afterwards. Raises ValueError for a cache of another shape; ids and
-        positions are the caller's to check, once for a sequence and not at every step.
+        The cache holds all of them afterwards. A `connector` (minitransformer/disaggregation/connector.py)
+        is told before each layer that its cache will be read, and after it that it is written. Raises
+        ValueError for a cache of another shape; ids and positions are the caller's to check, once for a
+        sequence and not at every step.
         """
         cache.require_model(self.config, self.dtype)
         cos, sin = (t.to(self.dtype) for t in self.rotary(batch.positions))  # [n, D]
         x = self.embed_tokens(batch.token_ids)[None]  # [1, n, E]
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            if connector is not None:
+                connector.wait_for_layer_load(i)
             x = layer.forward_ragged(x, cos, sin, cache, batch)
+            if connector is not None:
+                connector.save_kv_layer(i, cache)
         return self.logits(x[:, batch.last_tokens])[0]
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,11 @@ class PagedKVCache:
         where = slots // self.block_size, slots % self.block_size
         self.k[layer][where], self.v[layer][where] = k.detach(), v.detach()
 
+    def gather(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
+        """Keys and values of one layer in `slots` [n], in one piece: [2, n, G, D]. What `write` takes."""
+        where = slots // self.block_size, slots % self.block_size
+        return torch.stack((self.k[layer][where], self.v[layer][where]))
+
     def places(self, block_table: torch.Tensor) -> torch.Tensor:
         """Where `read` finds the blocks of each row, block_table [P, M]: [2, P, G, M], in every layer."""
         N, G = self.num_blocks, self.k.shape[3]

@@ -9,6 +9,7 @@ import openai
 import uvicorn
 from small_checkpoints import small_tokenizer
 from small_models import small_model
+from waiting import wait_for
 
 from minitransformer.serving import LLM
 from minitransformer.serving.http.app import create_app
@@ -88,13 +89,3 @@ def running(*, template: str | None = TEMPLATE, max_queue: int = 8, **options) -
 
 def post(server, body, path="/v1/completions", **options):
     return server.http.post(path, json={"model": "small", **body}, **options)
-
-
-def wait_for(holds, seconds: float = 30):
-    """Waits until something is so, and fails if it does not become so."""
-    tick = threading.Event()
-    for _ in range(int(seconds * 100)):
-        if holds():
-            return
-        tick.wait(0.01)
-    raise AssertionError(f"did not happen within {seconds} s")

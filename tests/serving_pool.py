@@ -85,7 +85,8 @@ def run(llm: LLM, arrivals: list[tuple[int, Case]], aborts: dict[int, int] | Non
 
 def check_blocks(llm: LLM):
     """No block is lost, freed twice, shared by requests of different texts, or under a wrong name."""
-    blocks, running = llm.engine.blocks, llm.engine.scheduler.running
+    blocks, scheduler = llm.engine.blocks, llm.engine.scheduler
+    running = [*scheduler.running, *scheduler.loading]
     held = Counter(block for request in running for block in request.blocks)
     assert [held[b] for b in range(blocks.num_blocks)] == blocks.ref_counts
     parked = list(blocks.prefix_cache._idle) if blocks.prefix_cache else []

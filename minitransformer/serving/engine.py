@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from minitransformer.config import ModelConfig
 from minitransformer.model import Transformer
 from minitransformer.paged_cache import PagedKVCache
 from minitransformer.ragged import RaggedBatch
@@ -35,13 +36,21 @@ class Engine:
         max_num_seqs: int | None = None,
         scheduling: str = "chunked",
         prefix_caching: bool = True,
+        connector=None,
     ):
-        """Raises ValueError for sizes below one or a policy that there is not."""
-        self.model = model
+        """`connector` brings keys and values from other processes, or takes them there; None: neither.
+
+        Raises ValueError for sizes below one or a policy that there is not.
+        """
+        self.model, self.connector = model, connector
         self.cache = PagedKVCache(model.config, num_blocks, block_size, model.dtype, model.device)
         self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
         max_num_seqs = max_num_seqs or min(MOST_SEQS, max_num_batched_tokens)
-        self.scheduler = Scheduler(self.blocks, scheduling, max_num_batched_tokens, max_num_seqs)
+        self.scheduler = Scheduler(self.blocks, scheduling, max_num_batched_tokens, max_num_seqs, connector)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
 
     @property
     def max_len(self) -> int:
@@ -51,7 +60,7 @@ class Engine:
         return min(room, self.model.config.max_position_embeddings)
 
     def has_unfinished(self) -> bool:
-        return bool(self.scheduler.waiting or self.scheduler.running)
+        return bool(self.scheduler.waiting or self.scheduler.loading or self.scheduler.running)
 
     def budget(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
         """New tokens that a request may have; None: as many as fit. Raises RequestTooLong."""
@@ -72,13 +81,18 @@ class Engine:
     def step(self) -> list[Request]:
         """One forward pass; returns the requests that got a token, some of them finished by it."""
         rows = self.scheduler.schedule()
-        if not rows:
-            return []
-        tokens = self._run(rows)
-        return self._postprocess(rows, tokens)
+        self.cache.copy_blocks(self.blocks.copies)
+        self.blocks.copies.clear()
+        got = self._postprocess(rows, self._run(rows)) if rows else []
+        return got if self.connector is None else got + self._take_loaded()
+
+    def wake(self):
+        """Makes a step that waits return; here none ever waits."""
 
     def finish(self, request: Request, reason: str):
         """Ends a waiting or running request; its memory is free at once."""
+        if self.connector is not None:
+            self.connector.request_finished(request)
         self.blocks.deallocate(request)
         self.scheduler.remove(request)
         request.finish(reason)
@@ -86,11 +100,16 @@ class Engine:
     @torch.inference_mode()
     def _run(self, rows: list[Row]) -> list[int]:
         """The next token of each row whose tokens are all computed by this step, in their order."""
-        self.cache.copy_blocks(self.blocks.copies)
-        self.blocks.copies.clear()
+        now = time.perf_counter()
+        for request, _ in rows:
+            request.started_s = request.started_s or now
         batch = self._batch(rows)
         complete = [i for i, row in enumerate(rows) if row.num_tokens == row.request.num_uncomputed]
-        logits = self.model.forward_ragged(batch, self.cache)[complete]
+        if self.connector is not None:
+            self.connector.start_load_kv(rows)
+        logits = self.model.forward_ragged(batch, self.cache, self.connector)[complete]
+        if self.connector is not None:
+            self.connector.wait_for_save()
         if not complete:
             return []
         requests = [rows[i].request for i in complete]
@@ -116,8 +135,23 @@ class Engine:
             request.advance(num_tokens)
             self.blocks.name_full_blocks(request, num_tokens)
             if request.num_uncomputed == 0:
-                request.append(next(tokens), now)
+                self._append(request, next(tokens), now)
                 got.append(request)
-                if request.finish_reason:
-                    self.finish(request, request.finish_reason)
         return got
+
+    def _append(self, request: Request, token: int, now_s: float):
+        request.append(token, now_s)
+        if request.finish_reason:
+            self.finish(request, request.finish_reason)
+
+    def _take_loaded(self) -> list[Request]:
+        """Lets requests run whose keys and values have come, each with the token sampled where they were
+        computed."""
+        loaded, now = self.connector.get_finished(), time.perf_counter()
+        for request, token in loaded:
+            self.scheduler.resume(request)
+            num_loaded, request.started_s = request.num_uncomputed, now
+            request.advance(num_loaded)
+            self.blocks.name_full_blocks(request, num_loaded)
+            self._append(request, token, now)
+        return [request for request, _ in loaded]

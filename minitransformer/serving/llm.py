@@ -42,8 +42,7 @@ class LLM:
         prefix_caching: bool = True,
     ):
         """Raises ValueError for sizes below one or a policy that there is not."""
-        self.tokenizer = tokenizer
-        self.engine = Engine(
+        engine = Engine(
             model,
             num_blocks=num_blocks,
             block_size=block_size,
@@ -52,6 +51,11 @@ class LLM:
             scheduling=scheduling,
             prefix_caching=prefix_caching,
         )
+        self._serve(engine, tokenizer)
+
+    def _serve(self, engine, tokenizer):
+        """With any engine: what this class needs of it are the names that `Engine` has in public."""
+        self.engine, self.tokenizer = engine, tokenizer
         self._answers: dict[str, _Answer] = {}
         self._ids = count()
 
@@ -95,7 +99,7 @@ class LLM:
         return request.id
 
     def step(self) -> list[RequestOutput]:
-        """One step of the engine; an output for each request that got a token."""
+        """One step of the engine; an output for each request that got a token, or an error."""
         return [self._output(request) for request in self.engine.step()]
 
     def has_unfinished(self) -> bool:
@@ -114,7 +118,7 @@ class LLM:
         if self.tokenizer is None and (isinstance(prompt, str) or sampling.stop_strings):
             raise ValueError("prompts and stop strings that are text need a tokenizer, and this LLM has none")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        require_token_ids(torch.tensor([ids], dtype=torch.long), self.engine.model.config.vocab_size)
+        require_token_ids(torch.tensor([ids], dtype=torch.long), self.engine.config.vocab_size)
         budget = self.engine.budget(len(ids), sampling.max_tokens)
         stop_ids = frozenset(sampling.stop_ids).union(self.tokenizer.stop_ids if self.tokenizer else ())
         return Request(
@@ -149,7 +153,8 @@ class _Answer:
         if self._stream is None:
             return ""
         token, is_last = self.request.tokens[-1], self.request.status is Status.FINISHED
-        new = "" if token in self.request.stop_ids else self._stream.push(token)
+        is_text = token not in self.request.stop_ids and self.request.error is None
+        new = self._stream.push(token) if is_text else ""
         new += self._stream.finish() if is_last else ""
         self.text += new
         return new

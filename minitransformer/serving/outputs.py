@@ -13,10 +13,13 @@ class RequestOutput:
     new_text       what this step added to it (a token may bring none, or more than its own)
     token_ids      the answer so far, the token that stopped it included
     finished       whether this is the last output
-    finish_reason  "stop", "length" or "abort"; None before the end
+    finish_reason  "stop", "length", "abort" or "error"; None before the end
+    error          what went wrong, with "error"
     ttft_s         seconds from arrival to the first token
     tpot_s         seconds per token after it; None where there is but one
     cached_tokens  how many tokens of the prompt were found in the prefix cache
+    stages         at the end: seconds spent "queued", in "prefill" and in "decode", and what else the
+                   engine tells apart
     """
 
     request_id: str
@@ -29,6 +32,8 @@ class RequestOutput:
     cached_tokens: int
     ttft_s: float | None
     tpot_s: float | None
+    stages: dict[str, float]
+    error: str | None
 
     @classmethod
     def of(cls, request: Request, text: str, new_text: str, finish_reason: str | None) -> "RequestOutput":
@@ -43,4 +48,6 @@ class RequestOutput:
             cached_tokens=request.cached_tokens or 0,
             ttft_s=request.ttft_s,
             tpot_s=request.tpot_s,
+            stages=request.stages,
+            error=request.error,
         )

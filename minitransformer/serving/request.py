@@ -4,15 +4,20 @@ The engine knows no prefill and no decode, only tokens that are not computed yet
 a single token at each later step, everything again after a preemption. Knows nothing of text or models.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from minitransformer.sampling import SamplingParams
 
+REASONS = ("stop", "length", "abort", "error")
+
 
 class Status(Enum):
     WAITING = "waiting"  # holds no memory
+    LOADING = "loading"  # holds blocks, whose keys and values come from another process
     RUNNING = "running"  # holds blocks, and takes part in steps
+    REMOTE = "remote"  # other processes hold its memory and compute its tokens
     FINISHED = "finished"  # holds no memory any more
 
 
@@ -25,6 +30,8 @@ class Request:
     blocks         the blocks that hold them, in order (its block table)
     block_hashes   names of its full blocks' contents, as far as they were needed
     cached_tokens  how many tokens of the prompt the prefix cache had; None until the request first runs
+    started_s      when its first step began
+    stages         seconds it spent in each stage of its life, known at its end
     """
 
     id: str
@@ -33,6 +40,7 @@ class Request:
     max_new_tokens: int
     arrival_s: float
     stop_ids: frozenset[int] = frozenset()
+    known_ids: Sequence[int] = ()  # the answer's first tokens, where another engine computed them
 
     tokens: list[int] = field(init=False)
     status: Status = Status.WAITING
@@ -40,13 +48,17 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     cached_tokens: int | None = None
+    order: int = 0  # of arrival, among the requests of a scheduler
     num_preemptions: int = 0
+    started_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
-    finish_reason: str | None = None  # "stop", "length" or "abort"
+    finish_reason: str | None = None  # one of REASONS
+    error: str | None = None  # what went wrong, where finish_reason is "error"
+    stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.tokens = list(self.prompt_ids)
+        self.tokens = [*self.prompt_ids, *self.known_ids]
         self._check()
 
     @property
@@ -75,6 +87,24 @@ class Request:
             self.cached_tokens = min(num_cached, len(self.prompt_ids))
         self._check()
 
+    def await_load(self):
+        """Running -> loading: the rest of its tokens will be computed elsewhere."""
+        assert self.status is Status.RUNNING
+        self.status = Status.LOADING
+        self._check()
+
+    def resume(self):
+        """Loading -> running."""
+        assert self.status is Status.LOADING
+        self.status = Status.RUNNING
+        self._check()
+
+    def hand_over(self):
+        """Waiting -> remote: from now on its tokens come from other processes."""
+        assert self.status is Status.WAITING
+        self.status = Status.REMOTE
+        self._check()
+
     def preempt(self):
         """Running -> waiting, its blocks taken: all tokens, the answer's too, must be computed again."""
         assert self.status is Status.RUNNING
@@ -89,7 +119,7 @@ class Request:
 
     def append(self, token: int, now_s: float):
         """Takes the next token of the answer; finishes where the request's own limits say so."""
-        assert self.status is Status.RUNNING and self.num_uncomputed == 0
+        assert self.status is Status.REMOTE or (self.status is Status.RUNNING and self.num_uncomputed == 0)
         self.tokens.append(token)
         self.first_token_s = self.first_token_s or now_s
         self.last_token_s = now_s
@@ -104,6 +134,12 @@ class Request:
         assert self.status is not Status.FINISHED
         self.status, self.blocks = Status.FINISHED, []
         self.finish_reason = self.finish_reason or reason
+        if self.started_s is not None and self.first_token_s is not None:
+            self.stages = {
+                "queued": self.started_s - self.arrival_s,
+                "prefill": self.first_token_s - self.started_s,
+                "decode": self.last_token_s - self.first_token_s,
+            }
         self._check()
 
     @property
@@ -120,10 +156,11 @@ class Request:
     def _check(self):
         assert 1 <= len(self.prompt_ids) <= len(self.tokens)
         assert self.num_output <= self.max_new_tokens
-        if self.status is Status.RUNNING:
+        if self.status in (Status.LOADING, Status.RUNNING):
             assert 0 <= self.num_computed < len(self.tokens) and self.blocks
         else:
             assert not self.blocks
-        if self.status is Status.WAITING:
-            assert self.num_computed == 0 and self.finish_reason is None
-        assert self.status is not Status.FINISHED or self.finish_reason in ("stop", "length", "abort")
+        if self.status in (Status.WAITING, Status.REMOTE):
+            assert self.num_computed == 0
+        assert self.status is not Status.WAITING or self.finish_reason is None
+        assert self.status is not Status.FINISHED or self.finish_reason in REASONS

@@ -23,6 +23,13 @@ class Metrics:
         self.tpot = self._make(
             Histogram, "time_per_output_token_seconds", "Per token after the first", buckets=TPOT_BUCKETS
         )
+        self.stages = self._make(
+            Histogram,
+            "request_stage_seconds",
+            "Time of a finished request in each stage",
+            labelnames=["stage"],
+            buckets=TTFT_BUCKETS,
+        )
         self.prompt_tokens = self._make(Counter, "prompt_tokens", "Tokens of prompts that got an answer")
         self.cached_tokens = self._make(
             Counter, "cached_prompt_tokens", "Of these, found in the prefix cache"
@@ -39,6 +46,9 @@ class Metrics:
 
     def observe(self, output: RequestOutput):
         """Counts one new token, and the request with its first and with its last one."""
+        if output.error is not None:
+            self.finished.labels(output.finish_reason).inc()
+            return
         self.output_tokens.inc()
         if len(output.token_ids) == 1:
             self.ttft.observe(output.ttft_s)
@@ -50,6 +60,8 @@ class Metrics:
             self.finished.labels(output.finish_reason).inc()
             if output.tpot_s is not None:
                 self.tpot.observe(output.tpot_s)
+            for stage, seconds in output.stages.items():
+                self.stages.labels(stage).observe(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -42,6 +42,7 @@ class Runner:
     async def stop(self):
         """Ends the thread after its step; what is unfinished then is dropped."""
         self._notes.put(None)
+        self.llm.engine.wake()
         await asyncio.to_thread(self._thread.join)
 
     def submit(self, requests: list[Request]) -> "Stream":
@@ -63,6 +64,7 @@ class Runner:
         for index, request in enumerate(requests):
             self._streams[request.id] = (stream, index)
             self._notes.put(lambda request=request: self.llm.add(request))
+        self.llm.engine.wake()
         return stream
 
     def abort(self, request_id: str):
@@ -70,6 +72,7 @@ class Runner:
         if self._streams.pop(request_id, None) is not None:
             self.metrics.finished.labels("abort").inc()
             self._notes.put(lambda: self.llm.abort(request_id))
+            self.llm.engine.wake()
 
     def _retry_after(self, num_requests: int) -> int:
         """Seconds until so many requests will have ended, if they go on to end as the last ones did."""
@@ -127,13 +130,16 @@ class Stream:
         self._outputs.put_nowait((index, output))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, RequestOutput]]:
-        """(which of the requests, its output), until all have finished. ApiError if the engine fails."""
+        """(which of the requests, its output), until all have finished. ApiError if one of them, or the
+        engine, fails."""
         while self._unfinished:
             index, output = await self._outputs.get()
             if isinstance(output, Exception):
                 raise ApiError(500, "the engine has failed; the server's log says why", kind="server_error")
             if output.finished:
                 self._unfinished.remove(output.request_id)
+            if output.error is not None:
+                raise ApiError(503, f"the request has failed: {output.error}", kind="server_error")
             yield index, output
 
     def close(self):
