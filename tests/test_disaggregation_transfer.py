@@ -2,7 +2,9 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from router_pool import spec
@@ -10,6 +12,7 @@ from small_models import random_ids, small_model
 from transfer_sides import HOST, MODEL, SECRET, Decode, Prefill, gathered
 from waiting import wait_for
 
+from minitransformer.disaggregation import outgoing
 from minitransformer.disaggregation.fingerprint import difference, fingerprint
 from minitransformer.disaggregation.messages import Hello, Job, Transfer, Welcome
 from minitransformer.disaggregation.network import Inbox, Network
@@ -261,29 +264,38 @@ def test_store_and_pair_listen_at_the_host_alone():
     pairs.append(Pair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, 5))
     thread.join(10)
     new = listening_addresses() - listening_before
-    assert len(pairs) == 2 and new and {address for address, _ in new} == {"0100007F"}
+    assert len(pairs) == 2 and new and {address for address, _ in new} == {HOST}
 
 
-def listening_addresses() -> set[tuple[str, str]]:
-    """(address, port) in hex, of every IPv4 socket of this machine that listens; IPv6 ones must be none."""
-    with open("/proc/net/tcp") as v4:
-        lines = [line.split() for line in v4.readlines()[1:]]
-    return {tuple(line[1].split(":")) for line in lines if line[3] == "0A"}
+def listening_addresses() -> set[tuple[str, int]]:
+    """(address, port) of every socket of this process that listens."""
+    found = psutil.Process().net_connections(kind="tcp")
+    return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
 
 
-def test_a_link_is_as_slow_as_it_is_told_to_be():
-    pacer = Pacer(Link(gbps=8e-3, latency_s=0.05))  # a million bytes a second
-    begin = time.perf_counter()
-    for _ in range(4):  # all there at once: the bytes queue, the latency passes for all together
-        pacer.wait(10_000, begin)
-    took = time.perf_counter() - begin
-    assert 0.09 <= took < 0.5
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """A clock that only sleeping moves, for those who pace."""
+    clock = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(outgoing, "time", clock)
+    return clock
 
 
-def test_a_fast_link_does_not_wait():
-    pacer, begin = Pacer(Link()), time.perf_counter()
-    pacer.wait(10**12, begin)
-    assert time.perf_counter() - begin < 0.05
+def test_a_link_is_as_slow_as_it_is_told_to_be(clock):
+    pacer, arrived = Pacer(Link(gbps=8e-3, latency_s=0.05)), []  # a million bytes a second
+    for _ in range(3):  # all there at once: the bytes queue, the latency passes for all together
+        pacer.wait(10_000, 100.0)
+        arrived.append(clock.now - 100)
+    assert arrived == pytest.approx([0.06, 0.07, 0.08])
+    clock.now = 200.0  # the link has had time to rest
+    pacer.wait(10_000, 199.97)
+    assert clock.now == pytest.approx(200.03)
+
+
+def test_a_fast_link_does_not_wait(clock):
+    Pacer(Link()).wait(10**12, 100.0)
+    assert clock.now == 100.0
 
 
 def test_gather_is_what_write_took():
