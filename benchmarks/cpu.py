@@ -1,6 +1,7 @@
 """This package against the transformers library, and against this machine's own limits.
 
-    python -m benchmarks.cpu [--only generate memory serving] [--dtype float32] [--batch 1] [--json FILE]
+    python -m benchmarks.cpu [--only generate memory serving disaggregation] [--dtype float32] [--batch 1]
+                             [--json FILE]
 
 generate  both libraries run their own greedy `generate` on the same random weights of a 58M-parameter
           model, in turns with each other and with probes of the machine's limits: a large matrix product,
@@ -8,6 +9,7 @@ generate  both libraries run their own greedy `generate` on the same random weig
           within a round.
 memory    the peak of decode, beside weights and cache
 serving   the engine's policies and the transformers library under one load (serving.py)
+disaggregation  one prefill and one decode worker against two colocated engines (disaggregation.py)
 """
 
 import argparse
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import opponent, serving, serving_report
+from benchmarks import disaggregation, disaggregation_report, opponent, serving, serving_report
 from benchmarks.memory import ALLOWED, MB, decode_memory
 from benchmarks.report import about, console, show_table, write_json
 from benchmarks.turns import Ratio, in_turns
@@ -29,7 +31,7 @@ CPU = torch.device("cpu")
 # What this package sets out to reach: how many times as fast, and which share of the machine's limit.
 FASTER = {"float32": {"prefill": 1.15, "decode": 1.25}, "bfloat16": {"prefill": 1.4, "decode": 1.4}}
 SHARE = {("prefill", 8): 0.7, ("decode", 1): 0.6}
-PARTS = ("generate", "memory", "serving")
+PARTS = ("generate", "memory", "serving", "disaggregation")
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def main(
     config: ModelConfig = opponent.MODEL,
     served: ModelConfig = serving.MODEL,
     sizes: serving.Sizes = serving.Sizes(),
+    split: disaggregation.Sizes = disaggregation.Sizes(),
 ) -> int:
     """Runs the chosen parts, prints the tables, writes the file; returns the exit code."""
     options = _options(arguments)
@@ -166,6 +169,7 @@ def main(
         "generate": lambda: {"cases": generation(cases, config, options)},
         "memory": lambda: {"memory": peak_memory(cases)},
         "serving": lambda: {"serving": engine(served, sizes)},
+        "disaggregation": lambda: {"disaggregation": pools(served, split)},
     }
     try:
         for name in options.only:
@@ -200,6 +204,13 @@ def engine(config: ModelConfig, sizes: serving.Sizes) -> dict:
     """The serving engine's figures, and their tables."""
     found = serving.measure(config, sizes)
     serving_report.show(found)
+    return found
+
+
+def pools(config: ModelConfig, sizes: disaggregation.Sizes) -> dict:
+    """The figures of disaggregated serving, and their tables."""
+    found = disaggregation.measure(config, sizes)
+    disaggregation_report.show(found)
     return found
 
 
