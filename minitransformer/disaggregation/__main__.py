@@ -100,4 +100,7 @@ def router_options(args: argparse.Namespace) -> RouterOptions:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # at once: threads that wait for peers do not matter any more

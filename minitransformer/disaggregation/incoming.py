@@ -74,7 +74,7 @@ class Incoming(Handler):
         for part in transfer.parts:
             self._receiver.check(part)
         for layer, room in enumerate(staged):
-            pair.recv(room)
+            pair.recv(room, self._link.seconds(room.nbytes))
             self._receiver.write(layer, room, transfer.parts)
         self._receiver.busy_s += time.perf_counter() - begin
         for part in transfer.parts:

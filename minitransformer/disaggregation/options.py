@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, field
 
+SECRET = "MINITRANSFORMER_SECRET"  # the environment variable that holds the run's secret
+
 
 @dataclass(frozen=True)
 class Liveness:
@@ -28,7 +30,11 @@ class Link:
     gbps: float | None = None
     latency_s: float = 0.0
     layerwise: bool = True
-    timeout_s: float = 10.0
+    timeout_s: float = 30.0
+
+    def seconds(self, nbytes: int) -> float:
+        """How long a message of so many bytes is made to take."""
+        return self.latency_s + (nbytes * 8 / (self.gbps * 1e9) if self.gbps else 0.0)
 
     def __post_init__(self):
         if (self.gbps is not None and self.gbps <= 0) or self.latency_s < 0 or self.timeout_s <= 0:

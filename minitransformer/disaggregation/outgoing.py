@@ -31,7 +31,8 @@ class Outgoing(Handler):
         self._parts: tuple[Part, ...] = ()  # of the layers that come next, until the first one leaves
         self._num_tokens = 0
         self.closed_for = ""
-        self.bytes_sent, self.busy_s = 0, 0.0
+        self.bytes_sent, self.busy_s = 0, 0.0  # seconds in which something was on its way
+        self._done_s = 0.0
 
     @property
     def is_closed(self) -> bool:
@@ -115,10 +116,10 @@ class Outgoing(Handler):
             self._channel.send(Transfer(self._parts, layer.nbytes))
             self._parts = ()
         self._pacer.wait(layer.nbytes, since)
-        begin = time.perf_counter()
         pair.send(layer.cpu())
-        self.busy_s += time.perf_counter() - begin
-        self.bytes_sent += layer.nbytes
+        now = time.perf_counter()
+        self.busy_s += now - max(since, self._done_s)
+        self._done_s, self.bytes_sent = now, self.bytes_sent + layer.nbytes
 
     def _end(self, reason: str):
         if self._once.acquire(blocking=False):
@@ -133,14 +134,13 @@ class Pacer:
     """Makes a link as slow as it is told to be."""
 
     def __init__(self, link: Link):
-        self._seconds_per_byte = 8 / (link.gbps * 1e9) if link.gbps else 0.0
-        self._latency_s = link.latency_s
-        self._free_s = 0.0  # when the last message has left
+        self._link, self._free_s = link, 0.0  # when the last message has left
 
     def wait(self, nbytes: int, since: float):
         """Until a message that is there since `since` would have arrived: behind those before it, its
         own bytes, and the way."""
-        self._free_s = max(self._free_s, since) + nbytes * self._seconds_per_byte
-        late = self._free_s + self._latency_s - time.perf_counter()
-        if (self._seconds_per_byte or self._latency_s) and late > 0:
+        seconds = self._link.seconds(nbytes)
+        self._free_s = max(self._free_s, since) + seconds - self._link.latency_s
+        late = self._free_s + self._link.latency_s - time.perf_counter()
+        if seconds and late > 0:
             time.sleep(late)

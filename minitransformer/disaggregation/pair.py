@@ -36,7 +36,7 @@ class Pair:
         options = ProcessGroupGloo._Options()
         options._timeout = timeout
         options._devices = [ProcessGroupGloo.create_device(hostname=host)]
-        self.other = 1 - rank
+        self.other, self._timeout_s = 1 - rank, timeout_s
         self._group = ProcessGroupGloo(PrefixStore(prefix, store), rank, 2, options)
         self._prove(secret, prefix, rank)
 
@@ -44,9 +44,9 @@ class Pair:
         """Sends a tensor, which must not change until then; returns when it has left."""
         self._group.send([tensor], self.other, 0).wait()
 
-    def recv(self, tensor: torch.Tensor):
-        """Fills a tensor of the size that is sent."""
-        self._group.recv([tensor], self.other, 0).wait()
+    def recv(self, tensor: torch.Tensor, link_s: float = 0.0):
+        """Fills a tensor of the size that is sent; `link_s` more is waited where the link is made slow."""
+        self._group.recv([tensor], self.other, 0).wait(timedelta(seconds=self._timeout_s + link_s))
 
     def _prove(self, secret: bytes, prefix: str, rank: int):
         """Exchanges proofs over the connection itself. Raises RuntimeError for a stranger."""
