@@ -4,14 +4,13 @@ import queue
 import threading
 import time
 
-import torch
-
 from minitransformer.disaggregation.channel import Channel, Handler
 from minitransformer.disaggregation.messages import Hello, Message, Refused, Transfer, Welcome
 from minitransformer.disaggregation.network import Inbox, Network
 from minitransformer.disaggregation.options import Link
-from minitransformer.disaggregation.pair import Pair, join
+from minitransformer.disaggregation.pair import Pair, join, pair_class
 from minitransformer.disaggregation.records import Part
+from minitransformer.disaggregation.staging import Staged
 
 
 class Outgoing(Handler):
@@ -46,7 +45,7 @@ class Outgoing(Handler):
         """Tensors of these tokens will follow, one for each layer."""
         self._queue.put((time.perf_counter(), parts))
 
-    def put(self, what: torch.Tensor | Message):
+    def put(self, what: Staged | Message):
         """A layer [2, n, G, D], which nobody changes from now on, or a message."""
         self._queue.put((time.perf_counter(), what))
 
@@ -79,7 +78,7 @@ class Outgoing(Handler):
                 since, what = item
                 if isinstance(what, tuple):
                     self._parts, self._num_tokens = what, sum(part.count for part in what)
-                elif isinstance(what, torch.Tensor):
+                elif isinstance(what, Staged):
                     self._pass(pair, what, since)
                 else:
                     self._channel.send(what)
@@ -95,7 +94,7 @@ class Outgoing(Handler):
         self._answer(timeout)
         self._channel.send(hello)
         welcome = self._answer(timeout)
-        return join(welcome, self._host, self._network.secret, timeout)
+        return join(pair_class(self._link.transport), welcome, self._host, self._network.secret, timeout)
 
     def _answer(self, timeout: float) -> Welcome | None:
         answer = self._answers.get(timeout=timeout)
@@ -103,20 +102,21 @@ class Outgoing(Handler):
             raise OSError(answer.reason)
         return answer
 
-    def _pass(self, pair: Pair, layer: torch.Tensor, since: float):
+    def _pass(self, pair: Pair, staged: Staged, since: float):
         """Sends a layer; its parts go ahead of the first one, so that the other side waits only for what
         is on its way.
 
         Raises RuntimeError for a layer of another size than announced: gloo would end the other process
         for one that is longer, and not notice one that is shorter.
         """
-        if layer.shape[1] != self._num_tokens:
-            raise RuntimeError(f"a layer of {layer.shape[1]} tokens, and {self._num_tokens} are announced")
+        if staged.num_tokens != self._num_tokens:
+            raise RuntimeError(f"a layer of {staged.num_tokens} tokens, and {self._num_tokens} are announced")
+        layer = staged.get()
         if self._parts:
             self._channel.send(Transfer(self._parts, layer.nbytes))
             self._parts = ()
         self._pacer.wait(layer.nbytes, since)
-        pair.send(layer.cpu())
+        pair.send(layer)
         now = time.perf_counter()
         self.busy_s += now - max(since, self._done_s)
         self._done_s, self.bytes_sent = now, self.bytes_sent + layer.nbytes
