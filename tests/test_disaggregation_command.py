@@ -45,7 +45,7 @@ def interrupt(process: subprocess.Popen) -> str:
 
 def ask(url: str):
     """The server's answer is that of `stream_text` alone."""
-    body = {"model": "small", "prompt": PROMPT, "max_tokens": 12}
+    body = {"model": "small", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
     answered = httpx.post(f"{url}/v1/completions", json=body, timeout=30).json()
     alone = "".join(stream_text(MODEL, TOKENIZER, PROMPT, SamplingParams(max_tokens=12)))
     assert answered["choices"][0]["text"] == alone
