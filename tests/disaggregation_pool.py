@@ -29,7 +29,7 @@ from minitransformer.disaggregation.router_server import RouterServer
 MODEL = small_model(vocab_size=259, max_position_embeddings=256).double()
 TOKENIZER = small_tokenizer()
 SECRET = "of this run"
-QUICK = Liveness(interval=0.1, dead_after=1.5)
+QUICK = Liveness(interval=0.1, dead_after=2.0)
 SIZES = {"num_blocks": 60, "block_size": 4, "max_num_batched_tokens": 24, "max_num_seqs": 8}
 STEMS = [random_ids(1, 60, seed=s, vocab_size=259)[0].tolist() for s in range(3)]
 

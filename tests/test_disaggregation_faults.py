@@ -12,6 +12,7 @@ from disaggregation_pool import SECRET, SLOW, Threads, answer, case, cases, chec
 from waiting import wait_for
 
 from minitransformer.disaggregation.options import Link, RouterOptions
+from minitransformer.disaggregation.staging import Staged
 
 LONG = [case(i, 60, 5 + i, 12) for i in range(6)]  # prompts whose transfer over SLOW takes a while
 
@@ -37,9 +38,9 @@ def test_a_control_connection_that_is_cut_in_mid_transfer():
 
 
 def test_a_data_connection_that_breaks_in_mid_transfer(monkeypatch):
-    from minitransformer.disaggregation.pair import Pair
+    from minitransformer.disaggregation.pair import GlooPair
 
-    send, broken = Pair.send, []
+    send, broken = GlooPair.send, []
 
     def send_or_break(self, tensor):
         if tensor.dim() == 4 and len(broken) < 3 and tensor.shape[1] > 5:
@@ -47,7 +48,7 @@ def test_a_data_connection_that_breaks_in_mid_transfer(monkeypatch):
             raise RuntimeError("the cable is cut")
         send(self, tensor)
 
-    monkeypatch.setattr(Pair, "send", send_or_break)
+    monkeypatch.setattr(GlooPair, "send", send_or_break)
     with Threads(2, 1) as threads:
         check_answers(run(threads.llm, LONG), LONG)
         check_all_free(threads.llm)
@@ -63,7 +64,7 @@ def test_a_layer_of_a_wrong_size_costs_an_attempt_and_no_more(monkeypatch):
         if self._plan and not wrong:
             wrong.append(layer)
             for link, slots in self._plan:
-                link.put(self._cache.gather(layer, torch.cat((slots, slots))))
+                link.put(Staged(self._cache.gather(layer, torch.cat((slots, slots))), None))
         else:
             send(self, layer)
 
@@ -117,12 +118,12 @@ def test_rubbish_at_every_port_disturbs_nobody(said):
 
 
 def test_a_link_that_always_breaks_ends_in_prefill_where_the_decode_is(monkeypatch):
-    from minitransformer.disaggregation.pair import Pair
+    from minitransformer.disaggregation.pair import GlooPair
 
     def broken(self, tensor):
         raise RuntimeError("no way through")
 
-    monkeypatch.setattr(Pair, "recv", broken)
+    monkeypatch.setattr(GlooPair, "recv", broken)
     with Threads(1, 1, link=Link(timeout_s=1)) as threads:
         check_answers(run(threads.llm, LONG[:2]), LONG[:2])
         check_all_free(threads.llm)

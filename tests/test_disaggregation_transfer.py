@@ -18,8 +18,9 @@ from minitransformer.disaggregation.messages import Hello, Job, Transfer, Welcom
 from minitransformer.disaggregation.network import Inbox, Network
 from minitransformer.disaggregation.options import Link, Liveness
 from minitransformer.disaggregation.outgoing import Pacer
-from minitransformer.disaggregation.pair import RECEIVER, SENDER, Meeting, Pair, join
+from minitransformer.disaggregation.pair import RECEIVER, SENDER, GlooPair, Meeting, Pair, join
 from minitransformer.disaggregation.records import Part
+from minitransformer.disaggregation.staging import Staged
 from minitransformer.paged_cache import PagedKVCache
 
 
@@ -159,9 +160,9 @@ def shaken_hands(decode: Decode) -> tuple[Network, Inbox, object, Pair]:
     network, inbox, got = Network(SECRET, Liveness()), Inbox(), []
     channel = network.dial(*decode.address, inbox)
     wait_for(lambda: channel.is_open, 5)
-    channel.send(Hello("scripted", fingerprint(MODEL)))
+    channel.send(Hello("scripted", fingerprint(MODEL), "gloo"))
     wait_for(lambda: got.extend(e for e in inbox.take(0.1) if isinstance(e[2], Welcome)) or got, 5)
-    return network, inbox, channel, join(got[0][2], HOST, SECRET, 5)
+    return network, inbox, channel, join(GlooPair, got[0][2], HOST, SECRET, 5)
 
 
 def layer_of(num_tokens: int) -> torch.Tensor:
@@ -204,7 +205,7 @@ def test_a_peer_that_leaves_after_some_layers_completes_nothing_and_others_can_c
         (Transfer((Part("r", 0, 0, 9),), 1152), "tokens 0 .. 8 of request r came"),
         (Transfer((Part("r", 0, 0, 10**9),), 1), "1000000000 tokens are announced, and the cache has 160"),
         (Transfer((), 0), "0 tokens are announced"),
-        (Hello("again", fingerprint(MODEL)), "a Hello came where a Transfer is due"),
+        (Hello("again", fingerprint(MODEL), "gloo"), "a Hello came where a Transfer is due"),
     ],
 )
 def test_a_transfer_that_does_not_fit_closes_the_link_and_writes_nothing(close, caplog, message, words):
@@ -226,7 +227,7 @@ def test_a_layer_of_another_size_than_announced_does_not_leave(close, num_tokens
     decode.reserve("r", 8)
     link = prefill.sender.add(prefill.begin("r", 8), prefill.sender.all()[0].job, 0.0).link
     link.begin((Part("r", 0, 0, 8),))
-    link.put(layer_of(num_tokens))
+    link.put(Staged(layer_of(num_tokens), None))
     ((what, _, reason),) = prefill.inbox.take(10)
     assert what == "closed" and reason == f"a layer of {num_tokens} tokens, and 8 are announced"
     assert prefill.sender.bytes_sent == decode.receiver.bytes_received == 0
@@ -238,13 +239,13 @@ def test_a_pair_refuses_whoever_does_not_know_the_secret():
 
     def other():
         with pytest.raises(RuntimeError):
-            join(welcome, HOST, b"another", 2)
+            join(GlooPair, welcome, HOST, b"another", 2)
         failures.append("other")
 
     thread = threading.Thread(target=other)
     thread.start()
     with pytest.raises(RuntimeError, match="does not know this run's secret"):
-        Pair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, 2)
+        GlooPair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, 2)
     thread.join(10)
     assert failures == ["other"]
 
@@ -252,16 +253,16 @@ def test_a_pair_refuses_whoever_does_not_know_the_secret():
 def test_who_waits_for_a_pair_that_never_comes_gives_up():
     meeting = Meeting(HOST)
     with pytest.raises(RuntimeError):
-        Pair(meeting.store, "nobody", SENDER, HOST, SECRET, 0.3)
+        GlooPair(meeting.store, "nobody", SENDER, HOST, SECRET, 0.3)
 
 
 def test_store_and_pair_listen_at_the_host_alone():
     listening_before = listening_addresses()
     meeting = Meeting(HOST)
     welcome, pairs = meeting.invite(), []
-    thread = threading.Thread(target=lambda: pairs.append(join(welcome, HOST, SECRET, 5)))
+    thread = threading.Thread(target=lambda: pairs.append(join(GlooPair, welcome, HOST, SECRET, 5)))
     thread.start()
-    pairs.append(Pair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, 5))
+    pairs.append(GlooPair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, 5))
     thread.join(10)
     new = listening_addresses() - listening_before
     assert len(pairs) == 2 and new and {address for address, _ in new} == {HOST}

@@ -205,6 +205,8 @@ def test_metrics_count_what_was_served():
         assert server.metric("generated_tokens_total") == sum(tokens)
         assert server.metric("time_to_first_token_seconds_count") == 2
         assert server.metric("time_per_output_token_seconds_count") == 2
+        for stage in ("queued", "prefill", "decode"):
+            assert server.metric(f'request_stage_seconds_count{{stage="{stage}"}}') == 2
         for name in ("requests_waiting", "requests_running", "cache_use"):
             assert server.metric(name) == 0
         with server.held(), server.http.stream("POST", "/v1/completions", json={**asked, "stream": True}):
@@ -223,3 +225,27 @@ def test_an_engine_that_fails_says_so_to_everyone():
             assert answer.status_code == status and answer.json()["error"]["type"] == "server_error"
             assert "out of memory" not in answer.text
         assert server.http.get("/health").status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_fails_says_so_and_the_others_go_on(stream):
+    """As one does whose workers are lost."""
+    with running() as server:
+        step = server.llm.engine.step
+
+        def lose_the_first() -> list:
+            got = step()
+            for request in got:
+                if request.id == "request-0" and request.finish_reason is None:
+                    request.error = "the worker of 10.0.0.1 is lost"
+                    server.llm.engine.finish(request, "error")
+            return got
+
+        server.llm.engine.step = lose_the_first
+        answer = post(server, {"prompt": "x", "max_tokens": 4, "temperature": 0, "stream": stream})
+        assert answer.status_code == (200 if stream else 503)
+        assert "the request has failed" in answer.text and "10.0.0.1" not in answer.text
+        assert '"type":"server_error"' in answer.text.replace(": ", ":") and "[DONE]" not in answer.text
+        assert server.metric('requests_finished_total{reason="error"}') == 1
+        fine = post(server, {"prompt": "y", "max_tokens": 4, "temperature": 0})
+        assert fine.status_code == 200 and server.held_blocks == 0

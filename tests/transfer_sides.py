@@ -35,7 +35,7 @@ class Decode:
         self.cache = PagedKVCache(model.config, 40, block_size, model.dtype)
         self.blocks = BlockManager(40, block_size)
         self.woken = threading.Event()
-        self.receiver = KVReceiver(self.cache, self.woken.set)
+        self.receiver = KVReceiver(self.cache, LINK, self.woken.set)
         self.network = Network(SECRET, Liveness())
         bound = socket.create_server((HOST, 0))
         self.address = bound.getsockname()
@@ -61,13 +61,13 @@ class Decode:
 class Prefill:
     """A prefill worker's half, with random numbers for keys and values."""
 
-    def __init__(self, decode: Decode, block_size: int = 4, link: Link = LINK, model=MODEL):
+    def __init__(self, decode: Decode, block_size: int = 4, link: Link = LINK, model=MODEL, announced="gloo"):
         self.cache = PagedKVCache(model.config, 40, block_size, model.dtype)
         generator = torch.Generator().manual_seed(0)
         self.cache._memory.copy_(torch.randn(self.cache._memory.shape, generator=generator))
         self.blocks, self.inbox = BlockManager(40, block_size), Inbox()
         self.network = Network(SECRET, Liveness())
-        hello = Hello("prefill-0", fingerprint(model))
+        hello = Hello("prefill-0", fingerprint(model), announced)
         make = lambda job: Outgoing(self.network, self.inbox, (job.host, job.port), HOST, link).start(hello)  # noqa: E731
         self.sender, self.decode = KVSender(self.cache, link, make), decode
 

@@ -15,7 +15,7 @@ import os
 import sys
 
 from minitransformer.disaggregation.llm import DisaggregatedLLM
-from minitransformer.disaggregation.options import Link, RouterOptions
+from minitransformer.disaggregation.options import TRANSPORTS, Link, RouterOptions
 from minitransformer.serving.__main__ import name_of
 from minitransformer.serving.http.app import create_app
 from minitransformer.serving.http.server import serve
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--no-prefix-caching", action="store_true", help="share no blocks between requests")
     new.add_argument("--local-below", type=int, default=16, help="fewer uncached tokens stay there (16)")
     new.add_argument("--on-loss", choices=["recompute", "fail"], default="recompute")
+    new.add_argument("--transport", choices=TRANSPORTS, default="gloo", help="of keys and values (gloo)")
     new.add_argument("--link-gbps", type=float, help="slow the transfer to so many gigabits a second")
     new.add_argument("--link-latency-s", type=float, default=0.0, help="and by so many seconds")
     return new
@@ -91,7 +92,7 @@ def worker_options(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names} | {
         "dtype": args.dtype,
         "prefix_caching": not args.no_prefix_caching,
-        "link": Link(gbps=args.link_gbps, latency_s=args.link_latency_s),
+        "link": Link(args.link_gbps, args.link_latency_s, args.transport),
     }
 
 
@@ -100,4 +101,7 @@ def router_options(args: argparse.Namespace) -> RouterOptions:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # at once: threads that wait for peers do not matter any more

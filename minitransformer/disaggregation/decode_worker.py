@@ -30,7 +30,7 @@ class DecodeWorker(Worker):
     def _make_connector(self) -> KVReceiver:
         self._flights: dict[str, Flight] = {}
         meeting = Meeting(self.options.host)
-        receiver = KVReceiver(self.engine.cache, lambda: self.inbox.wake())
+        receiver = KVReceiver(self.engine.cache, self.options.link, lambda: self.inbox.wake())
         secret, link = self.network.secret, self.options.link
         self.network.listen(
             self._listening, lambda: Incoming(receiver, meeting, self.fingerprint, secret, link)

@@ -10,7 +10,7 @@ from minitransformer.disaggregation.channel import Channel, Handler
 from minitransformer.disaggregation.fingerprint import difference
 from minitransformer.disaggregation.messages import Got, Hello, Refused, Transfer
 from minitransformer.disaggregation.options import Link
-from minitransformer.disaggregation.pair import RECEIVER, Meeting, Pair
+from minitransformer.disaggregation.pair import RECEIVER, Meeting, Pair, pair_class
 from minitransformer.disaggregation.receiver import KVReceiver
 from minitransformer.disaggregation.records import BadMessage, Fingerprint, NewToken
 
@@ -57,14 +57,17 @@ class Incoming(Handler):
             return None
         if not isinstance(hello, Hello):
             raise BadMessage(f"a prefill worker begins with Hello, got {type(hello).__name__}")
-        differs = difference(hello.fingerprint, self._fingerprint)
+        differs, transport = difference(hello.fingerprint, self._fingerprint), self._link.transport
+        if hello.transport != transport:
+            differs = f"other transport: {hello.transport:.20} against {transport}"
         if differs:
             channel.send(Refused(f"{hello.name} does not fit here: {differs}"))
             channel.close(f"{hello.name} does not fit here: {differs}")
             return None
         welcome, timeout = self._meeting.invite(), self._link.timeout_s
         channel.send(welcome)
-        return Pair(self._meeting.store, welcome.prefix, RECEIVER, self._meeting.host, self._secret, timeout)
+        meeting, kind = self._meeting, pair_class(transport)
+        return kind(meeting.store, welcome.prefix, RECEIVER, meeting.host, self._secret, timeout)
 
     def _receive(self, channel: Channel, pair: Pair, transfer: Transfer):
         if not isinstance(transfer, Transfer):
@@ -74,7 +77,7 @@ class Incoming(Handler):
         for part in transfer.parts:
             self._receiver.check(part)
         for layer, room in enumerate(staged):
-            pair.recv(room)
+            pair.recv(room, self._link.seconds(room.nbytes))
             self._receiver.write(layer, room, transfer.parts)
         self._receiver.busy_s += time.perf_counter() - begin
         for part in transfer.parts:

@@ -172,6 +172,7 @@ class Stop:
 class Hello:
     name: str
     fingerprint: Fingerprint
+    transport: str
 
 
 @dataclass(frozen=True)

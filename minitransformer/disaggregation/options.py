@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass, field
 
+TRANSPORTS = ("gloo", "nccl", "nixl")
+SECRET = "MINITRANSFORMER_SECRET"  # the environment variable that holds the run's secret
+
 
 @dataclass(frozen=True)
 class Liveness:
@@ -21,16 +24,24 @@ class Link:
 
     gbps, latency_s  make the link slower than it is: its bandwidth in gigabits a second (None: as fast as
                      it goes), and the time that a message takes beside it
+    transport        "gloo" (through the host's memory), "nccl" (from GPU to GPU) or "nixl"
     layerwise        a layer leaves when it is written; False: all leave when the last one is
     timeout_s        so long the two sides wait for each other
     """
 
     gbps: float | None = None
     latency_s: float = 0.0
+    transport: str = "gloo"
     layerwise: bool = True
-    timeout_s: float = 10.0
+    timeout_s: float = 30.0
+
+    def seconds(self, nbytes: int) -> float:
+        """How long a message of so many bytes is made to take."""
+        return self.latency_s + (nbytes * 8 / (self.gbps * 1e9) if self.gbps else 0.0)
 
     def __post_init__(self):
+        if self.transport not in TRANSPORTS:
+            raise ValueError(f"transport={self.transport!r}: choose one of {', '.join(TRANSPORTS)}")
         if (self.gbps is not None and self.gbps <= 0) or self.latency_s < 0 or self.timeout_s <= 0:
             raise ValueError(
                 f"a link needs gbps > 0, latency_s >= 0 and timeout_s > 0, got {self.gbps}, {self.latency_s} "

@@ -4,14 +4,13 @@ import queue
 import threading
 import time
 
-import torch
-
 from minitransformer.disaggregation.channel import Channel, Handler
 from minitransformer.disaggregation.messages import Hello, Message, Refused, Transfer, Welcome
 from minitransformer.disaggregation.network import Inbox, Network
 from minitransformer.disaggregation.options import Link
-from minitransformer.disaggregation.pair import Pair, join
+from minitransformer.disaggregation.pair import Pair, join, pair_class
 from minitransformer.disaggregation.records import Part
+from minitransformer.disaggregation.staging import Staged
 
 
 class Outgoing(Handler):
@@ -31,7 +30,8 @@ class Outgoing(Handler):
         self._parts: tuple[Part, ...] = ()  # of the layers that come next, until the first one leaves
         self._num_tokens = 0
         self.closed_for = ""
-        self.bytes_sent, self.busy_s = 0, 0.0
+        self.bytes_sent, self.busy_s = 0, 0.0  # seconds in which something was on its way
+        self._done_s = 0.0
 
     @property
     def is_closed(self) -> bool:
@@ -45,7 +45,7 @@ class Outgoing(Handler):
         """Tensors of these tokens will follow, one for each layer."""
         self._queue.put((time.perf_counter(), parts))
 
-    def put(self, what: torch.Tensor | Message):
+    def put(self, what: Staged | Message):
         """A layer [2, n, G, D], which nobody changes from now on, or a message."""
         self._queue.put((time.perf_counter(), what))
 
@@ -78,7 +78,7 @@ class Outgoing(Handler):
                 since, what = item
                 if isinstance(what, tuple):
                     self._parts, self._num_tokens = what, sum(part.count for part in what)
-                elif isinstance(what, torch.Tensor):
+                elif isinstance(what, Staged):
                     self._pass(pair, what, since)
                 else:
                     self._channel.send(what)
@@ -94,7 +94,7 @@ class Outgoing(Handler):
         self._answer(timeout)
         self._channel.send(hello)
         welcome = self._answer(timeout)
-        return join(welcome, self._host, self._network.secret, timeout)
+        return join(pair_class(self._link.transport), welcome, self._host, self._network.secret, timeout)
 
     def _answer(self, timeout: float) -> Welcome | None:
         answer = self._answers.get(timeout=timeout)
@@ -102,23 +102,24 @@ class Outgoing(Handler):
             raise OSError(answer.reason)
         return answer
 
-    def _pass(self, pair: Pair, layer: torch.Tensor, since: float):
+    def _pass(self, pair: Pair, staged: Staged, since: float):
         """Sends a layer; its parts go ahead of the first one, so that the other side waits only for what
         is on its way.
 
         Raises RuntimeError for a layer of another size than announced: gloo would end the other process
         for one that is longer, and not notice one that is shorter.
         """
-        if layer.shape[1] != self._num_tokens:
-            raise RuntimeError(f"a layer of {layer.shape[1]} tokens, and {self._num_tokens} are announced")
+        if staged.num_tokens != self._num_tokens:
+            raise RuntimeError(f"a layer of {staged.num_tokens} tokens, and {self._num_tokens} are announced")
+        layer = staged.get()
         if self._parts:
             self._channel.send(Transfer(self._parts, layer.nbytes))
             self._parts = ()
         self._pacer.wait(layer.nbytes, since)
-        begin = time.perf_counter()
-        pair.send(layer.cpu())
-        self.busy_s += time.perf_counter() - begin
-        self.bytes_sent += layer.nbytes
+        pair.send(layer)
+        now = time.perf_counter()
+        self.busy_s += now - max(since, self._done_s)
+        self._done_s, self.bytes_sent = now, self.bytes_sent + layer.nbytes
 
     def _end(self, reason: str):
         if self._once.acquire(blocking=False):
@@ -133,14 +134,13 @@ class Pacer:
     """Makes a link as slow as it is told to be."""
 
     def __init__(self, link: Link):
-        self._seconds_per_byte = 8 / (link.gbps * 1e9) if link.gbps else 0.0
-        self._latency_s = link.latency_s
-        self._free_s = 0.0  # when the last message has left
+        self._link, self._free_s = link, 0.0  # when the last message has left
 
     def wait(self, nbytes: int, since: float):
         """Until a message that is there since `since` would have arrived: behind those before it, its
         own bytes, and the way."""
-        self._free_s = max(self._free_s, since) + nbytes * self._seconds_per_byte
-        late = self._free_s + self._latency_s - time.perf_counter()
-        if (self._seconds_per_byte or self._latency_s) and late > 0:
+        seconds = self._link.seconds(nbytes)
+        self._free_s = max(self._free_s, since) + seconds - self._link.latency_s
+        late = self._free_s + self._link.latency_s - time.perf_counter()
+        if seconds and late > 0:
             time.sleep(late)

@@ -24,7 +24,7 @@ class PrefillWorker(Worker):
     def _dial(self, job: Job) -> Outgoing:
         address, host = (job.host, job.port), self.options.host
         link = Outgoing(self.network, self.inbox, address, host, self.options.link)
-        return link.start(Hello(self.options.name, self.fingerprint))
+        return link.start(Hello(self.options.name, self.fingerprint, self.options.link.transport))
 
     def _take(self, message: Job):
         request = self._make_request(message.key, message.spec, len(message.spec.known_ids) + 1)

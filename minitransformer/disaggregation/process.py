@@ -14,15 +14,13 @@ import threading
 
 from minitransformer.disaggregation.client import RemoteLLM
 from minitransformer.disaggregation.decode_worker import DecodeWorker
-from minitransformer.disaggregation.options import Liveness, RouterOptions, WorkerOptions
+from minitransformer.disaggregation.options import SECRET, Liveness, RouterOptions, WorkerOptions
 from minitransformer.disaggregation.prefill_worker import PrefillWorker
 from minitransformer.disaggregation.router_server import RouterServer
 from minitransformer.disaggregation.worker import CannotServe
 from minitransformer.serving.__main__ import name_of
 from minitransformer.serving.http.app import create_app
 from minitransformer.serving.http.server import serve
-
-SECRET = "MINITRANSFORMER_SECRET"  # the environment variable
 
 
 def main() -> int:

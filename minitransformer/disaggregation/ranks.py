@@ -18,8 +18,8 @@ from pathlib import Path
 from torch.distributed import Store, rendezvous
 
 from minitransformer.disaggregation.__main__ import router_options, worker_options
-from minitransformer.disaggregation.options import Liveness, WorkerOptions
-from minitransformer.disaggregation.process import SECRET, run_worker
+from minitransformer.disaggregation.options import SECRET, Liveness, WorkerOptions
+from minitransformer.disaggregation.process import run_worker
 from minitransformer.disaggregation.supervisor import Supervisor
 
 MEET_S = 120  # so long the ranks wait for rank 0

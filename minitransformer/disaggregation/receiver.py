@@ -14,6 +14,8 @@ import torch
 
 from minitransformer.disaggregation.connector import KVConnector, slots_of
 from minitransformer.disaggregation.messages import Assign, Loaded, Reserved
+from minitransformer.disaggregation.options import Link
+from minitransformer.disaggregation.pair import pair_class
 from minitransformer.disaggregation.records import BadMessage, NewToken, Part
 from minitransformer.paged_cache import PagedKVCache
 from minitransformer.serving.request import Request
@@ -38,8 +40,9 @@ class Loading:
 class KVReceiver(KVConnector):
     """`wake()` is called when a request is complete, from any thread."""
 
-    def __init__(self, cache: PagedKVCache, wake):
+    def __init__(self, cache: PagedKVCache, link: Link, wake):
         self._cache, self._wake = cache, wake
+        self._on_device = pair_class(link.transport).on_device
         self._assigned: dict[Request, Assign] = {}
         self._loading: dict[tuple[str, int], Loading] = {}
         self._complete: list[Loading] = []
@@ -53,7 +56,9 @@ class KVReceiver(KVConnector):
         L, N, block, G, D = self._cache.k.shape
         if not 0 < num_tokens <= N * block:
             raise BadMessage(f"{num_tokens} tokens are announced, and the cache has {N * block} places")
-        return torch.empty(L, 2, num_tokens, G, D, dtype=self._cache.k.dtype)
+        on_host = {"device": "cpu", "pin_memory": self._cache.k.is_cuda}
+        place = {"device": self._cache.k.device} if self._on_device else on_host
+        return torch.empty(L, 2, num_tokens, G, D, dtype=self._cache.k.dtype, **place)
 
     # --- scheduler and engine -------------------------------------------------------------------------
 

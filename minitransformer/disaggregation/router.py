@@ -172,7 +172,7 @@ class Router:
 
     def _prefilled(self, member: Member, message: Prefilled, now: float):
         flight = self._current(message.new, now)
-        if flight is not None and flight.prefill is member:
+        if flight is not None:  # also where the decode worker has told already that it has all
             flight.times.prefilled(message)
             self._take(member, [message.new], now)
 

@@ -14,7 +14,9 @@ from minitransformer.disaggregation.connector import KVConnector, slots_of
 from minitransformer.disaggregation.messages import Job
 from minitransformer.disaggregation.options import Link
 from minitransformer.disaggregation.outgoing import Outgoing
+from minitransformer.disaggregation.pair import pair_class
 from minitransformer.disaggregation.records import Part
+from minitransformer.disaggregation.staging import Staged, side_stream
 from minitransformer.paged_cache import PagedKVCache
 from minitransformer.serving.request import Request
 
@@ -35,6 +37,7 @@ class KVSender(KVConnector):
 
     def __init__(self, cache: PagedKVCache, link: Link, dial):
         self._cache, self._link, self._dial = cache, link, dial
+        self._stream = side_stream(cache.k.device, to_host=not pair_class(link.transport).on_device)
         self._links: dict[str, Outgoing] = {}
         self._sendings: dict[Request, Sending] = {}
         self._plan: list[tuple[Outgoing, torch.Tensor]] = []
@@ -120,4 +123,4 @@ class KVSender(KVConnector):
 
     def _send(self, layer: int):
         for link, slots in self._plan:
-            link.put(self._cache.gather(layer, slots))
+            link.put(Staged(self._cache.gather(layer, slots), self._stream))

@@ -12,9 +12,8 @@ import threading
 import time
 from dataclasses import asdict
 
-from minitransformer.disaggregation.options import Liveness, RouterOptions, WorkerOptions
+from minitransformer.disaggregation.options import SECRET, Liveness, RouterOptions, WorkerOptions
 from minitransformer.disaggregation.pair import family_of
-from minitransformer.disaggregation.process import SECRET
 
 LAST_WORDS = 2000  # characters of what a process said before its end
 

@@ -139,7 +139,8 @@ class Stream:
             if output.finished:
                 self._unfinished.remove(output.request_id)
             if output.error is not None:
-                raise ApiError(503, f"the request has failed: {output.error}", kind="server_error")
+                log.error("%s has failed: %s", output.request_id, output.error)
+                raise ApiError(503, "the request has failed; the server's log says why", kind="server_error")
             yield index, output
 
     def close(self):
