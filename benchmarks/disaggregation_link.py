@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from minitransformer.disaggregation.messages import Welcome
-from minitransformer.disaggregation.pair import RECEIVER, Meeting, Pair, join
+from minitransformer.disaggregation.pair import RECEIVER, GlooPair, Meeting, join
 
 HOST, SECRET, TIMEOUT_S = "127.0.0.1", b"a benchmark on this machine", 60.0
 SMALLEST = 2**16  # bytes; a layer of a short prompt has as many
@@ -53,7 +53,7 @@ def measure_link(largest: int, rounds: int = 15) -> Line:
     welcome = meeting.invite()
     sender = spawn.Process(target=_send_all, args=(theirs, asdict(welcome), sizes, rounds), daemon=True)
     sender.start()
-    pair = Pair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, TIMEOUT_S)
+    pair = GlooPair(meeting.store, welcome.prefix, RECEIVER, HOST, SECRET, TIMEOUT_S)
     for size in sizes:
         room = torch.empty(size, dtype=torch.uint8)
         for _ in range(rounds):
@@ -66,7 +66,7 @@ def measure_link(largest: int, rounds: int = 15) -> Line:
 
 def _send_all(pipe, welcome: dict, sizes: list[int], rounds: int):
     """The other process: median seconds of each size from the send to its acknowledgement."""
-    pair, found = join(Welcome(**welcome), HOST, SECRET, TIMEOUT_S), []
+    pair, found = join(GlooPair, Welcome(**welcome), HOST, SECRET, TIMEOUT_S), []
     for size in sizes:
         tensor, ack, times = (
             torch.randint(256, (size,), dtype=torch.uint8),
