@@ -36,17 +36,17 @@ class Served:
     stages: dict[str, float]
 
 
-def folder_of(config: ModelConfig, folder: Path, seed: int):
+def folder_of(config: ModelConfig, folder: Path, seed: int, dtype: torch.dtype = torch.float32):
     """A checkpoint with random weights and the bundled tokenizer: workers load it for themselves."""
     torch.manual_seed(seed)
-    save_pretrained(Transformer(config), folder)
+    save_pretrained(Transformer(config).to(dtype), folder)
     for file in Path(find_checkpoint("bundled")).glob("tokenizer*"):
         shutil.copy(file, folder)
 
 
-def pool(way: str, folder: str, num_blocks: int) -> DisaggregatedLLM:
-    """The pool of a way, ready to serve. A context manager."""
-    options = WAYS[way]
+def pool(way: str, folder: str, num_blocks: int, **others) -> DisaggregatedLLM:
+    """The pool of a way, ready to serve; `others` are further options of it. A context manager."""
+    options = WAYS[way] | others
     is_chunked = options["scheduling"] == "chunked" and options["prefill_workers"] == 0
     return DisaggregatedLLM(
         folder,

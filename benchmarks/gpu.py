@@ -21,7 +21,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import items, kernels, kernels_attention, serving_item  # noqa: F401  (they register items)
+from benchmarks import (  # noqa: F401  (they register items)
+    disaggregation_item,
+    items,
+    kernels,
+    kernels_attention,
+    serving_item,
+)
 from benchmarks.registry import ITEMS, Bench
 from benchmarks.report import about, console, file_name, show_table, write_json
 from minitransformer.roofline import Device
