@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from minitransformer.simulate.cluster import Cluster
 from minitransformer.simulate.floors import require_reachable
+from minitransformer.simulate.parallel import in_parallel
 from minitransformer.simulate.report import Report
 from minitransformer.simulate.run import simulate
 from minitransformer.simulate.slo import SLO
@@ -72,18 +74,26 @@ def goodput_map(
     attainment: float = 0.9,
     *,
     seed: int = 0,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> np.ndarray:
     """Goodput per chip of each cluster under each SLO: [clusters, ttfts, tpots], requests a second.
 
-    The highest of `rates` that meets the SLO, not the best between two of them: each cluster is simulated
-    once a rate, whatever the number of SLOs. 0 where none does.
+    The highest of `rates` (requests a second and chip) that meets the SLO, not the best between two of
+    them: each cluster is simulated once a rate, whatever the number of SLOs. 0 where none does.
     """
-    found = np.zeros((len(clusters), len(ttfts), len(tpots)))
-    for c, cluster in enumerate(clusters):
-        for rate in sorted(rates):
-            report = simulate(workload.at_rate(rate), cluster, seed=seed)
-            for i, ttft in enumerate(ttfts):
-                for j, tpot in enumerate(tpots):
-                    if report.attainment(SLO(ttft, tpot)) >= attainment:
-                        found[c, i, j] = rate / cluster.chips
-    return found
+    measure = partial(_best_rates, workload=workload, rates=sorted(rates), ttfts=ttfts, tpots=tpots)
+    measure = partial(measure, attainment=attainment, seed=seed)
+    return np.array(list(in_parallel(measure, clusters, processes, progress)))
+
+
+def _best_rates(cluster: Cluster, workload, rates, ttfts, tpots, attainment: float, seed: int) -> np.ndarray:
+    """One cluster of the map. Once a rate meets no SLO at all, no higher one is tried."""
+    best = np.zeros((len(ttfts), len(tpots)))
+    for rate in rates:
+        report = simulate(workload.at_rate(rate * cluster.chips), cluster, seed=seed)
+        shares = np.array([[report.attainment(SLO(ttft, tpot)) for tpot in tpots] for ttft in ttfts])
+        if (shares < attainment).all():
+            break
+        best[shares >= attainment] = rate
+    return best

@@ -1,17 +1,13 @@
 """The cheapest cluster that keeps a promise under a load: every split of every kind, by simulation."""
 
 import itertools
-import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from minitransformer.simulate.cluster import Cluster, Link, Replica, colocated, disaggregated
 from minitransformer.simulate.floors import require_reachable
+from minitransformer.simulate.parallel import in_parallel
 from minitransformer.simulate.run import require_room, simulate
 from minitransformer.simulate.slo import SLO
 from minitransformer.simulate.trace import Trace
@@ -107,27 +103,6 @@ def measured(cluster: Cluster, workload: Workload | Trace, slo: SLO, seed: int =
         tuple(report.utilisation),
         report.dollars_per_million_tokens,
     )
-
-
-def in_parallel(
-    function, arguments: Sequence, processes: int | None = None, progress: bool = True
-) -> Iterator:
-    """function(argument) of each, in their order, computed by several processes, with a progress bar.
-
-    Whoever stops asking stops the work.
-    """
-    processes = min(processes or os.cpu_count() or 1, len(arguments))
-    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress, transient=True) as bar:
-        if processes == 1:
-            yield from bar.track(map(function, arguments), total=len(arguments))
-            return
-        # New interpreters: a copy of this one would also copy locks that its threads hold.
-        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        try:
-            yield from bar.track(pool.map(function, arguments), total=len(arguments))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _able(load: Load, slo: SLO, clusters: Sequence[Cluster]) -> list[Cluster]:

@@ -232,7 +232,7 @@ class Worker:
         if request.cancelled:
             return False
         request.num_computed += new
-        if self.replica.prefix_caching:
+        if request.num_computed % self.blocks.block_size < new:  # a block is full
             self.blocks.name_full_blocks(request, new)
         if request.num_uncomputed:
             return False
