@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from simulated import CHIP, LINK, MODEL, load, replica
 
+from minitransformer.disaggregation.options import RouterOptions
 from minitransformer.roofline import DEVICES, MODELS, kv_bytes_per_token, weight_bytes
 from minitransformer.simulate import (
     SLO,
@@ -69,7 +70,7 @@ def test_a_request_longer_than_a_pool_allows_is_refused_before_anything_runs():
 
 def test_only_what_the_decode_worker_lacks_is_sent():
     sizes = ([0.0, 5.0], [40, 52], [8, 8])
-    cluster = disaggregated(replica(), 1, replica(), 1, LINK)
+    cluster = disaggregated(replica(), 1, replica(), 1, LINK, local_below=0)
     apart = simulate(load(*sizes), cluster)
     assert apart.bytes_sent == (40 + 52) * kv_bytes_per_token(MODEL)
     one_session = simulate(load(*sizes, session=0), cluster)
@@ -113,14 +114,28 @@ def test_no_prompt_is_computed_before_its_cache_has_a_place():
     assert report.started_s[1] == report.last_token_s[0]
 
 
+def test_a_decode_worker_tells_of_a_reservation_after_its_step():
+    """As the running one does: who comes in the middle of a step has memory at the next, and is told after."""
+    busy = load([0.0, 0.05], [40, 40], [200, 5])
+    report = simulate(busy, disaggregated(replica(), 1, replica(), 1, LINK))
+    step = StepTime(replica())(1, 60, 60, 1)
+    assert step < report.stages["queued"][1] < 2.1 * step
+
+
+def test_the_router_has_the_rules_of_the_running_one():
+    cluster = disaggregated(replica(), 1, replica(), 1, LINK)
+    rules = RouterOptions()
+    assert (cluster.local_below, cluster.max_queue) == (rules.local_below, rules.max_queue)
+
+
 def test_short_prompts_and_long_queues_are_computed_where_they_are_decoded():
-    def sent(**options):
-        return simulate(load([0.0] * 4, 40, 5), disaggregated(replica(), 1, replica(), 1, LINK, **options))
+    def sent(time_s=(0, 0, 0, 0), **options):
+        return simulate(load(time_s, 40, 5), disaggregated(replica(), 1, replica(), 1, LINK, **options))
 
     assert sent().bytes_sent == 4 * 40 * kv_bytes_per_token(MODEL)
-    assert sent(local_below=39).bytes_sent == sent().bytes_sent and sent(local_below=40).bytes_sent == 0
-    assert sent(local_queue=79).bytes_sent == 2 * 40 * kv_bytes_per_token(MODEL)
-    assert np.isnan(sent(local_below=40).decode_s).all()
+    assert sent(local_below=40).bytes_sent == sent().bytes_sent and sent(local_below=41).bytes_sent == 0
+    assert sent(max_queue=0, time_s=(0, 0.0, 0.001, 0.001)).bytes_sent == 2 * 40 * kv_bytes_per_token(MODEL)
+    assert np.isnan(sent(local_below=41).decode_s).all()
 
 
 def test_an_answer_of_one_token_needs_no_decode():

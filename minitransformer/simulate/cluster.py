@@ -200,8 +200,8 @@ class Cluster:
 
     link         that caches pass over, from prefill to decode replicas; each replica has one such port
     layerwise    a layer's keys and values leave while later layers compute; False: after the step
-    local_below  a decode replica computes prompts itself of which so few tokens are not in its cache
-    local_queue  and others, if more tokens than this wait to be computed on every prefill replica
+    local_below  fewer tokens than these that are not in its cache a decode replica computes itself
+    max_queue    and any prompt, if more tokens than this wait before every prefill replica (None: never)
     failures     when replicas die and come back
     Raises ValueError for pools that can't serve a request together.
     """
@@ -209,8 +209,8 @@ class Cluster:
     pools: tuple[Pool, ...]
     link: Link | None = None
     layerwise: bool = True
-    local_below: int = 0
-    local_queue: int | None = None
+    local_below: int = 16
+    max_queue: int | None = None
     failures: tuple[Failure, ...] = ()
 
     def __post_init__(self):

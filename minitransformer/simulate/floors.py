@@ -31,8 +31,8 @@ def require_reachable(slo: SLO, load: Load, cluster: Cluster):
         ("TPOT", slo.tpot_s, "decode", tpot_floor_s),
     ):
         able = [pool.replica for pool in cluster.pools if pool.role in (role, "both")]
-        if cluster.disaggregated and (cluster.local_below or cluster.local_queue is not None):
-            able = [pool.replica for pool in cluster.pools] if role == "prefill" else able
+        if role == "prefill" and (shortest < cluster.local_below or cluster.max_queue is not None):
+            able = [pool.replica for pool in cluster.pools]  # decode replicas compute prompts, too
         bound, fastest = min(((floor(replica), replica) for replica in able), key=lambda pair: pair[0])
         if limit < bound and (role == "prefill" or (load.output_tokens > 1).all()):
             what = f"{shortest} tokens of prompt" if role == "prefill" else "one read of its weights"

@@ -20,7 +20,6 @@ class Job:
     """One request as its user sees it, whichever workers work on it.
 
     text       the number that its text begins with
-    order      its place among all, by arrival
     done       tokens of the answer so far; they outlive the worker that produced them
     here       its request on the worker that serves it whole, or decodes it
     prefill    its request on the worker that computes its prompt, while one does
@@ -34,7 +33,6 @@ class Job:
     text: int
     session: int
     arrival_s: float = nan
-    order: int = -1
     done: int = 0
     here: "SimulatedRequest | None" = None
     prefill: "SimulatedRequest | None" = None
@@ -55,6 +53,7 @@ class SimulatedRequest(Request):
     left       tokens that it still has to produce there
     owed       tokens of its prompt, as long as they are not all computed
     sent       tokens of its prompt that are on their way to where it is decoded, or were there before
+    local_below  a decode worker computes fewer missing tokens than these itself
     cancelled  nobody wants the result of the step that it takes part in
     """
 
@@ -63,6 +62,7 @@ class SimulatedRequest(Request):
     left: int = field(init=False, default=0)
     owed: int = field(init=False, default=0)
     sent: int = 0
+    local_below: int = 0
     cancelled: bool = False
 
     def __post_init__(self):

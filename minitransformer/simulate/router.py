@@ -19,19 +19,28 @@ class Router:
         sizes = (float(load.prompt_tokens.mean()), float(load.output_tokens.mean()))
         self._speed = {worker: speed(worker, *sizes) for worker in workers}
         self._last: dict[tuple[str, int], Worker] = {}
+        self._turn: dict[Worker, int] = {}  # when it was chosen last
+        self._turns = 0
 
     def choose(self, role: str, job: Job) -> Worker | None:
-        """The worker for a job; None where all are dead. Of equals, the first."""
+        """The worker for a job; None where all are dead. Of equals, the one whose turn is longest ago."""
         alive = [worker for worker in self._by_role[role] if worker.alive]
         if not alive:
             return None
-        best = min(alive, key=lambda worker: self._wait(worker, job))
+        best = min(alive, key=lambda worker: (self._wait(worker, job), self._turn.get(worker, 0)))
         if job.session >= 0:
             last = self._last.get((role, job.session), best)
             if last.alive and self._wait(last, job) <= LOYALTY * self._wait(best, job):
                 best = last
             self._last[role, job.session] = best
+        self._turns += 1
+        self._turn[best] = self._turns
         return best
+
+    def shortest_prefill_queue(self) -> int | None:
+        """Tokens before a new prompt where they are fewest; None where no prefill worker is alive."""
+        queues = (worker.uncomputed for worker in self._by_role.get("prefill", ()) if worker.alive)
+        return min(queues, default=None)
 
     def _wait(self, worker: Worker, job: Job) -> float:
         """Seconds, roughly, until a worker would be done with what it has and this job."""

@@ -13,7 +13,7 @@ from minitransformer.simulate.request import Job, SimulatedRequest, jobs_of, req
 from minitransformer.simulate.router import Router
 from minitransformer.simulate.timeline import Timeline
 from minitransformer.simulate.transfer import Network
-from minitransformer.simulate.worker import Worker
+from minitransformer.simulate.worker import Span, Worker
 from minitransformer.simulate.workload import Load
 
 ARRIVAL, END, FAILURE, BEGIN = range(4)
@@ -32,10 +32,9 @@ class Simulation:
         self.now = 0.0
         self._arrived: dict[Worker, list[SimulatedRequest]] = {worker: [] for worker in self.workers}
         self._cancelled: dict[Worker, list[SimulatedRequest]] = {worker: [] for worker in self.workers}
-        self._nobody_alive: dict[str, list[Job]] = {role: [] for role in ("both", "prefill", "decode")}
+        self._homeless: list[Job] = []  # nobody is alive who could take them
         self._events: list = []
         self._numbers = 0
-        self._arrivals = 0
         self._followers: dict[int, list[int]] = {}
 
     def run(self):
@@ -51,9 +50,8 @@ class Simulation:
             )
 
     def _plan(self):
-        for index, (time_s, after) in enumerate(
-            zip(self.load.time_s.tolist(), self.load.after.tolist(), strict=True)
-        ):
+        times = zip(self.load.time_s.tolist(), self.load.after.tolist(), strict=True)
+        for index, (time_s, after) in enumerate(times):
             if after < 0:
                 self._at(time_s, ARRIVAL, index, self._arrive, self.jobs[index])
             else:
@@ -72,22 +70,27 @@ class Simulation:
     # --- requests -----------------------------------------------------------------------------------------
 
     def _arrive(self, job: Job):
-        job.arrival_s, job.order = self.now, self._arrivals
-        self._arrivals += 1
+        job.arrival_s = self.now
         self._submit(job)
 
     def _submit(self, job: Job):
         """Gives a job to a worker that serves it whole, or that will decode it."""
-        role = "decode" if self.cluster.disaggregated else "both"
-        worker = self.router.choose(role, job)
+        cluster = self.cluster
+        worker = self.router.choose("decode" if cluster.disaggregated else "both", job)
         if worker is None:
-            self._nobody_alive[role].append(job)
-        else:
-            job.here = self._hand(job, worker, job.output_tokens - job.done)
+            self._homeless.append(job)
+            return
+        queue = self.router.shortest_prefill_queue()
+        is_long = queue is not None and cluster.max_queue is not None and queue > cluster.max_queue
+        tokens = job.prompt_tokens + job.output_tokens
+        job.here = self._hand(
+            job, worker, job.output_tokens - job.done, tokens if is_long else cluster.local_below
+        )
 
-    def _hand(self, job: Job, worker: Worker, new_tokens: int) -> SimulatedRequest:
+    def _hand(self, job: Job, worker: Worker, new_tokens: int, local_below: int = 0) -> SimulatedRequest:
         request = request_for(job, new_tokens, worker, self.load.system_tokens)
-        waits_behind_others = bool(worker.line)
+        request.local_below = local_below
+        waits_behind_others = bool(worker.scheduler.waiting)
         worker.add(request)
         self._nudge(worker, cut=not waits_behind_others)
         return request
@@ -95,9 +98,8 @@ class Simulation:
     def _complete(self, job: Job):
         job.last_token_s = self.now
         for index in self._followers.get(job.index, ()):
-            self._at(
-                self.now + float(self.load.time_s[index]), ARRIVAL, index, self._arrive, self.jobs[index]
-            )
+            time_s = self.now + float(self.load.time_s[index])
+            self._at(time_s, ARRIVAL, index, self._arrive, self.jobs[index])
 
     # --- steps --------------------------------------------------------------------------------------------
 
@@ -111,28 +113,19 @@ class Simulation:
     def _begin(self, worker: Worker):
         if worker.span is not None or not worker.alive:
             return
-        self._settle(worker)
+        for request in self._cancelled[worker]:
+            worker.leave(request, "abort")
+        for request in self._arrived[worker]:
+            worker.join(request)
+        self._cancelled[worker].clear()
+        self._arrived[worker].clear()
         span = worker.begin(self.now)
         if span is not None:
             self._at(span.end, END, worker.index, self._end, worker, span)
-        if worker.role == "decode":
-            for request in worker.scheduler.given_up:
-                self._cancel_prefill(request.job)
-            worker.scheduler.given_up.clear()
+        else:
+            self._have_computed(worker)
 
-    def _settle(self, worker: Worker):
-        """What waited for a step to end."""
-        for request in self._cancelled[worker]:
-            worker.leave(request)
-        self._cancelled[worker].clear()
-        for request in self._arrived[worker]:
-            worker.join(request)
-        self._arrived[worker].clear()
-        if worker.role == "decode":
-            for request in worker.scheduler.reserve():
-                self._reserved(request)
-
-    def _end(self, worker: Worker, span):
+    def _end(self, worker: Worker, span: Span):
         if worker.span is not span or span.end != self.now:  # cut, or lost
             return
         self.timeline.note(worker.index, span.start, span.end, span.kind)
@@ -141,129 +134,110 @@ class Simulation:
             self._send(worker, span)
         for request in finished:
             self._finish(worker, request)
+        self._have_computed(worker)
         self._at(self.now, BEGIN, worker.index, self._begin, worker)
 
     def _finish(self, worker: Worker, request: SimulatedRequest):
         """A request has all the tokens that it is to have on this worker."""
-        if worker.role == "prefill":
-            self._hand_over(request)
-            return
         job = request.job
+        worker.leave(request, "length")
+        if worker.role == "prefill" and job.done + 1 < job.output_tokens:
+            worker.sending[request] = None
+            return
+        if worker.role == "prefill":  # no cache is needed for an answer of one token
+            job.prefill = None
+            self._leave_decoder(job)
         job.preemptions += request.num_preemptions
-        if isnan(job.decode_s):  # the prompt was computed here
+        if isnan(job.decode_s):
             job.cached_tokens = request.cached_tokens
-        worker.leave(request)
         self._complete(job)
 
     # --- from prefill to decode ---------------------------------------------------------------------------
 
-    def _reserved(self, request: SimulatedRequest):
-        """Memory for a prompt is there: who computes it?"""
-        worker, cluster = request.worker, self.cluster
-        uncached = request.num_uncomputed
-        queues = [w.uncomputed for w in self.workers if w.role == "prefill" and w.alive]
-        long_queue = cluster.local_queue is not None and queues and min(queues) > cluster.local_queue
-        if uncached <= cluster.local_below or long_queue:
-            worker.compute_here(request)
-        else:
-            self._prefill(request.job)
+    def _have_computed(self, decoder: Worker):
+        """Finds prefill workers for requests that have memory now; a worker tells of them after its step."""
+        for request in decoder.new_reservations():
+            job, worker = request.job, self.router.choose("prefill", request.job)
+            if worker is None:
+                decoder.compute_here(request)
+                self._nudge(decoder)
+            else:
+                job.prefill = self._hand(job, worker, 1)
+                job.prefill.sent = request.num_computed
 
-    def _prefill(self, job: Job):
-        worker = self.router.choose("prefill", job)
-        if worker is None:
-            self._nobody_alive["prefill"].append(job)
-        else:
-            job.prefill = self._hand(job, worker, 1)
-            job.prefill.sent = job.here.num_computed
-
-    def _send(self, worker: Worker, span):
+    def _send(self, worker: Worker, span: Span):
         """Sends what a step has computed, and what the decode worker lacks of what was cached here."""
         for request, _ in span.rows:
-            target, new = request.job.here, request.num_computed - request.sent
-            if request.cancelled or request.job.done + 1 == request.job.output_tokens or new <= 0:
+            job, new = request.job, request.num_computed - request.sent
+            if request.cancelled or job.done + 1 == job.output_tokens or new <= 0:
                 continue
             request.sent += new
-            arrives = self.network.send(new, worker, target.worker, span)
+            arrives = self.network.send(new, worker, job.here.worker, span)
             if request.left == 0:
-                self._at(arrives, ARRIVAL, request.job.index, self._cache_arrives, request)
-
-    def _hand_over(self, request: SimulatedRequest):
-        """A prompt is computed and its first token is out; its cache follows if more tokens are wanted."""
-        job, worker = request.job, request.worker
-        worker.stop(request)
-        if job.done + 1 < job.output_tokens:
-            worker.sending[request] = None
-            return
-        worker.free(request)
-        job.here.worker.give_back(job.here)
-        self._nudge(job.here.worker)
-        self._complete(job)
+                self._at(arrives, ARRIVAL, job.index, self._cache_arrives, request)
 
     def _cache_arrives(self, request: SimulatedRequest):
         if request.cancelled:
             return
-        job, source, target = request.job, request.worker, request.job.here.worker
-        del source.sending[request]
-        source.free(request)
-        self._nudge(source)
+        job, target = request.job, request.job.here.worker
+        del request.worker.sending[request]
         job.prefill, job.decode_s, job.cached_tokens = None, self.now, request.cached_tokens
         self._arrived[target].append(job.here)
         self._nudge(target)
 
     def _cancel_prefill(self, job: Job):
         """Nobody waits for this prompt's cache any more."""
-        if job in self._nobody_alive["prefill"]:
-            self._nobody_alive["prefill"].remove(job)
         request, job.prefill = job.prefill, None
         if request is None:
             return
-        request.cancelled = True
-        worker = request.worker
+        request.cancelled, worker = True, request.worker
         if request in worker.sending:
             del worker.sending[request]
-            worker.free(request, "abort")
-        elif request.status is Status.WAITING:
+        elif worker.alive and request.status is Status.WAITING:
             worker.leave(request, "abort")
-        else:  # it takes part in a step
+        elif worker.alive:  # it takes part in a step
             self._cancelled[worker].append(request)
-        self._nudge(worker)
+            self._nudge(worker)
+
+    def _leave_decoder(self, job: Job):
+        """A request that waits or loads gives back its place where it would have been decoded."""
+        job.here.worker.leave(job.here, "abort")
+        self._nudge(job.here.worker)
 
     # --- replicas die -------------------------------------------------------------------------------------
 
     def _die(self, worker: Worker):
-        """All that it had is lost. Tokens that users have are not: the next worker computes them again."""
         if not worker.alive:
             return
         if worker.span is not None:
             self.timeline.note(worker.index, worker.span.start, self.now, worker.span.kind)
-        lost = sorted(worker.die(self.now), key=lambda request: request.job.order)
+        lost = worker.die(self.now)
         self._arrived[worker].clear()
         self._cancelled[worker].clear()
-        for request in lost:
-            job = request.job
-            job.restarts += 1
-            if worker.role == "prefill":
-                job.prefill, request.cancelled = None, True
-                self._prefill(job)
-            else:
-                first_token_only = job.prefill is not None and job.prefill.left == 0
-                job.done += 1 if first_token_only else request.max_new_tokens - request.left
-                self._cancel_prefill(job)
-                self._submit(job)
+        for request in sorted(lost, key=lambda request: request.order):
+            self._lose(request.job)
+
+    def _lose(self, job: Job):
+        """An attempt came to nothing. What the user has of the answer stays, and is computed again."""
+        first_token_only = job.prefill is not None and job.prefill.left == 0
+        job.done += 1 if first_token_only else job.here.max_new_tokens - job.here.left
+        job.restarts += 1
+        self._cancel_prefill(job)
+        if job.here.worker.alive:
+            self._leave_decoder(job)
+        self._submit(job)
 
     def _come_back(self, worker: Worker):
         worker.reset()
-        jobs, self._nobody_alive[worker.role] = self._nobody_alive[worker.role], []
+        jobs, self._homeless = self._homeless, []
         for job in jobs:
-            (self._prefill if worker.role == "prefill" else self._submit)(job)
+            self._submit(job)
 
 
 def _workers(cluster: Cluster, fast: bool) -> list[Worker]:
     """A worker for each replica."""
-    kinds = [
-        (number, place, pool) for number, pool in enumerate(cluster.pools) for place in range(pool.count)
-    ]
+    places = [(i, place, pool) for i, pool in enumerate(cluster.pools) for place in range(pool.count)]
     return [
-        Worker(index, number, place, pool.replica, pool.role, fast=fast)
-        for index, (number, place, pool) in enumerate(kinds)
+        Worker(index, i, place, pool.replica, pool.role, fast=fast)
+        for index, (i, place, pool) in enumerate(places)
     ]

@@ -6,7 +6,7 @@ would provably decide the same each time; any other step asks the scheduler itse
 times to the bit.
 """
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 
@@ -18,10 +18,7 @@ from minitransformer.serving.request import Status
 from minitransformer.serving.scheduler import Row, Scheduler
 from minitransformer.simulate.cluster import Replica
 from minitransformer.simulate.request import SimulatedRequest
-from minitransformer.simulate.reserving import PatientScheduler, ReservingScheduler
 from minitransformer.simulate.step_time import StepTime
-
-SCHEDULERS = {"both": Scheduler, "prefill": PatientScheduler, "decode": ReservingScheduler}
 
 
 @dataclass(eq=False, slots=True)
@@ -40,6 +37,25 @@ class Span:
     @property
     def end(self) -> float:
         return float(self.ends[-1])
+
+
+class Reservations:
+    """What a decode worker's scheduler asks its connector: who loads, and who computes here.
+
+    The two methods of `disaggregation.connector.KVConnector` that a scheduler calls, with the rules of
+    `disaggregation.receiver`: few tokens are computed here, and those of a request that was preempted.
+    """
+
+    def __init__(self):
+        self.new: list[SimulatedRequest] = []
+
+    def get_num_new_matched_tokens(self, request: SimulatedRequest, num_computed: int) -> int:
+        missing = len(request.tokens) - num_computed
+        return 0 if missing < request.local_below or request.num_preemptions > 0 else missing
+
+    def update_state_after_alloc(self, request: SimulatedRequest, blocks: Sequence[int], num_external: int):
+        if num_external > 0:
+            self.new.append(request)
 
 
 class Worker:
@@ -62,70 +78,57 @@ class Worker:
         """Alive and empty, as after a start."""
         replica = self.replica
         self.alive, self.span = True, None
-        self.sending: dict[SimulatedRequest, None] = {}  # computed, and their memory not free yet
+        self.sending: dict[SimulatedRequest, None] = {}  # computed, and on their way
+        self.reservations = Reservations() if self.role == "decode" else None
         self.blocks = BlockManager(replica.blocks, replica.block_size, replica.prefix_caching)
-        kind = SCHEDULERS[self.role]
         limits = (replica.scheduling, replica.max_num_batched_tokens, replica.max_num_seqs)
-        self.scheduler = kind(self.blocks, *limits)
+        self.scheduler = Scheduler(self.blocks, *limits, self.reservations)
         self.outstanding = self.uncomputed = 0
         self._steady = True  # everybody who runs decodes
 
     # --- requests come and go ---------------------------------------------------------------------------
 
-    @property
-    def line(self) -> deque[SimulatedRequest]:
-        """Who waits: for memory on a decode worker, else for everything."""
-        return self.scheduler.queue if self.role == "decode" else self.scheduler.waiting
-
     def add(self, request: SimulatedRequest):
-        self.line.append(request)
+        self.scheduler.add(request)
         self.outstanding += 1
         self.uncomputed += request.owed
 
+    def new_reservations(self) -> list[SimulatedRequest]:
+        """Requests that have got memory since the last call, and whose prompts others should compute."""
+        if self.reservations is None:
+            return []
+        new, self.reservations.new = self.reservations.new, []
+        return [request for request in new if request.status is Status.LOADING]
+
     def join(self, request: SimulatedRequest):
         """A request whose prompt's cache has arrived takes part in the next step."""
+        self.scheduler.resume(request)
         num_new = request.num_uncomputed
         request.advance(num_new)
         self.blocks.name_full_blocks(request, num_new)
         request.produce()
-        self.scheduler.join(request)
 
     def compute_here(self, request: SimulatedRequest):
-        """A request that has memory gets its prompt computed by this decode worker itself."""
-        self.scheduler.join(request)
+        """A request that waits for its cache gets it computed by this decode worker itself."""
+        self.scheduler.resume(request)
         self._steady = False
 
-    def leave(self, request: SimulatedRequest, reason: str = "length"):
-        """A request takes part in nothing any more, and its memory is free."""
-        self.stop(request)
-        self.free(request, reason)
-
-    def stop(self, request: SimulatedRequest):
-        """A request takes part in nothing any more, but keeps its memory until `free`."""
-        (self.scheduler.running if request.status is Status.RUNNING else self.line).remove(request)
+    def leave(self, request: SimulatedRequest, reason: str):
+        """A request takes part in nothing any more, and its memory is free. In the engine's order."""
         self.outstanding -= 1
         self.uncomputed -= request.owed
         request.owed = 0
-
-    def free(self, request: SimulatedRequest, reason: str = "length"):
         self.blocks.deallocate(request)
+        self.scheduler.remove(request)
         request.finish(reason)
-
-    def give_back(self, request: SimulatedRequest):
-        """Memory that was reserved is not needed."""
-        self.scheduler.reserved.remove(request)
-        self.outstanding -= 1
-        self.uncomputed -= request.owed
-        self.free(request)
 
     def die(self, now: float) -> list[SimulatedRequest]:
         """Breaks off; returns all requests that it had and that somebody still wants."""
         if self.span is not None:
             self._break_off(now)
         self.alive = False
-        had = [*self.scheduler.running, *self.scheduler.waiting, *self.sending]
-        if self.role == "decode":
-            had += [*self.scheduler.queue, *self.scheduler.reserved]
+        scheduler = self.scheduler
+        had = [*scheduler.running, *scheduler.loading, *scheduler.waiting, *self.sending]
         return [request for request in had if not request.cancelled]
 
     def cut(self, now: float) -> bool:
@@ -148,7 +151,8 @@ class Worker:
             waiting = len(scheduler.waiting)
             rows = scheduler.schedule()
             same = waiting == len(scheduler.waiting) and 0 < len(rows) == len(scheduler.running)
-            if not (self.fast and self._steady and same and self._nobody_else_can_come()):
+            new = self.reservations is not None and self.reservations.new  # to be told after a step
+            if new or not (self.fast and self._steady and same and self._nobody_else_can_come()):
                 self.span = self._one_step(now, rows) if rows else None
                 return self.span
             steps = self._steps_alike()
@@ -161,11 +165,11 @@ class Worker:
         Blocks only get fewer and nobody leaves, so the one who is next waits on, unless those who run spell
         out the very text that it begins with.
         """
-        if self.replica.prefix_caching:
-            for line in (self.scheduler.waiting, getattr(self.scheduler, "queue", ())):
-                if line and any(r.job.text == line[0].job.text for r in self.scheduler.running):
-                    return False
-        return not getattr(self.scheduler, "given_up", ())
+        waiting = self.scheduler.waiting
+        if waiting and self.replica.prefix_caching:
+            text = waiting[0].job.text
+            return all(request.job.text != text for request in self.scheduler.running)
+        return True
 
     def _steps_alike(self) -> int:
         """Steps in which everybody who runs gets a token, nobody ends before the last, and blocks suffice."""
