@@ -115,7 +115,7 @@ def test_no_prompt_is_computed_before_its_cache_has_a_place():
 
 
 def test_a_decode_worker_tells_of_a_reservation_after_its_step():
-    """As the running one does: who comes in the middle of a step has memory at the next, and is told after."""
+    """As the running one does: who comes within a step has memory at the next, and is told after it."""
     busy = load([0.0, 0.05], [40, 40], [200, 5])
     report = simulate(busy, disaggregated(replica(), 1, replica(), 1, LINK))
     step = StepTime(replica())(1, 60, 60, 1)
