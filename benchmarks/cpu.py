@@ -1,7 +1,6 @@
 """This package against the transformers library, and against this machine's own limits.
 
-    python -m benchmarks.cpu [--only generate memory serving disaggregation] [--dtype float32] [--batch 1]
-                             [--json FILE]
+    python -m benchmarks.cpu [--only PART ...] [--dtype float32] [--batch 1] [--json FILE]
 
 generate  both libraries run their own greedy `generate` on the same random weights of a 58M-parameter
           model, in turns with each other and with probes of the machine's limits: a large matrix product,
@@ -10,6 +9,7 @@ generate  both libraries run their own greedy `generate` on the same random weig
 memory    the peak of decode, beside weights and cache
 serving   the engine's policies and the transformers library under one load (serving.py)
 disaggregation  one prefill and one decode worker against two colocated engines (disaggregation.py)
+simulator  the simulator against the running engine, on the same loads (simulator.py)
 """
 
 import argparse
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import disaggregation, disaggregation_report, opponent, serving, serving_report
+from benchmarks import disaggregation, disaggregation_report, opponent, serving, serving_report, simulator
 from benchmarks.memory import ALLOWED, MB, decode_memory
 from benchmarks.report import about, console, show_table, write_json
 from benchmarks.turns import Ratio, in_turns
-from minitransformer import ModelConfig
+from minitransformer import ModelConfig, load_pretrained
 from minitransformer.layers.linear import widens
 from minitransformer.roofline import Device, decode_cost, dtype_name, prefill_cost
 from minitransformer.roofline.measure import device_name, matmul_rate, memory_bandwidths
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 # What this package sets out to reach: how many times as fast, and which share of the machine's limit.
 FASTER = {"float32": {"prefill": 1.15, "decode": 1.25}, "bfloat16": {"prefill": 1.4, "decode": 1.4}}
 SHARE = {("prefill", 8): 0.7, ("decode", 1): 0.6}
-PARTS = ("generate", "memory", "serving", "disaggregation")
+PARTS = ("generate", "memory", "serving", "disaggregation", "simulator")
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def main(
         "memory": lambda: {"memory": peak_memory(cases)},
         "serving": lambda: {"serving": engine(served, sizes)},
         "disaggregation": lambda: {"disaggregation": pools(served, split)},
+        "simulator": lambda: {"simulator": simulated()},
     }
     try:
         for name in options.only:
@@ -211,6 +212,13 @@ def pools(config: ModelConfig, sizes: disaggregation.Sizes) -> dict:
     """The figures of disaggregated serving, and their tables."""
     found = disaggregation.measure(config, sizes)
     disaggregation_report.show(found)
+    return found
+
+
+def simulated() -> dict:
+    """The simulator's errors, and their table."""
+    found = simulator.measure(load_pretrained()[0])
+    simulator.show(found)
     return found
 
 

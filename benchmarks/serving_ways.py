@@ -96,7 +96,7 @@ def serve_ours(model: Transformer, load: Sequence[Ask], **options) -> Served:
     answers: list[list[int]] = [[] for _ in load]
     number_of: dict[str, int] = {}
     cached, start = 0, time.perf_counter()
-    for due in _arrivals(load, start, llm.has_unfinished):
+    for due in arrivals(load, start, llm.has_unfinished):
         for i in due:
             sampling = SamplingParams(max_tokens=load[i].new_tokens)
             number_of[llm.add_request(load[i].prompt, sampling)] = i
@@ -122,7 +122,7 @@ def serve_theirs(model, load: Sequence[Ask], batch_size: int) -> Served:
     waiting: deque[int] = deque()
     held = lost = 0
     start = time.perf_counter()
-    for due in _arrivals(load, start, waiting.__len__):
+    for due in arrivals(load, start, waiting.__len__):
         waiting += due
         rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
         batch = [load[i] for i in rows]
@@ -155,7 +155,7 @@ def generate_padded(model, batch: Sequence[Ask]) -> tuple[torch.Tensor, list[flo
     return out[:, longest:], clock.times
 
 
-def _arrivals(load: Sequence[Ask], start: float, busy: Callable[[], int]):
+def arrivals(load: Sequence[Ask], start: float, busy: Callable[[], int]):
     """Yields the numbers of the requests that have become due since the last time, perhaps none.
 
     Goes on until all have come and nobody is `busy`; sleeps only where there is nothing else to do.

@@ -31,12 +31,15 @@ from minitransformer.simulate.simulation import Simulation
 from minitransformer.simulate.step_time import StepTime
 
 ROOMY, TIGHT = replica(), replica(num_blocks=40, max_num_seqs=6)
+COLD = replica(efficiency=Efficiency(0.5, 0.8, step_s=2e-4, wake_s=3e-3))
 CLUSTERS = {
     "one": colocated(ROOMY),
     "two": colocated(ROOMY, 2),
     "preemption": colocated(TIGHT),
     "prefill first": colocated(replica(num_blocks=40, scheduling="prefill_first")),
     "static": colocated(replica(num_blocks=60, scheduling="static")),
+    "cold": colocated(COLD, 2),
+    "1P1D, cold": disaggregated(COLD, 1, COLD, 1, LINK),
     "1P1D": disaggregated(ROOMY, 1, ROOMY, 1, LINK),
     "2P1D, tight": disaggregated(TIGHT, 2, TIGHT, 1, LINK),
     "1P2D, not layerwise": disaggregated(TIGHT, 1, ROOMY, 2, LINK, layerwise=False),
@@ -157,6 +160,12 @@ def test_efficiency_divides_and_adds():
     added = StepTime(replace(ideal, efficiency=Efficiency(step_s=1.0, sequence_s=0.1, token_s=0.01)))
     assert half == pytest.approx(2 * whole, rel=1e-12)
     assert added(9, 400, 400, 4) == pytest.approx(StepTime(ideal)(9, 400, 400, 4) + 1.49, rel=1e-9)
+
+
+def test_only_the_first_step_after_a_pause_is_a_cold_one():
+    warm, cold = (simulate(load([0.0, 1.0], 20, 5), colocated(one)) for one in (ROOMY, COLD))
+    np.testing.assert_allclose(cold.ttft, warm.ttft + 3e-3)
+    np.testing.assert_allclose(cold.tpot, warm.tpot)
 
 
 def test_tensor_parallelism_divides_the_step_and_adds_its_all_reduces():

@@ -48,6 +48,7 @@ class Efficiency:
     step_s             seconds that each step takes besides (launches, scheduling, sampling)
     sequence_s         and for each sequence that takes part
     token_s            and for each new token
+    wake_s             and the first one after a pause, when caches and clocks have gone cold
     """
 
     flops: float = 1.0
@@ -55,11 +56,12 @@ class Efficiency:
     step_s: float = 0.0
     sequence_s: float = 0.0
     token_s: float = 0.0
+    wake_s: float = 0.0
 
     def __post_init__(self):
         require_share("flops", self.flops)
         require_share("bandwidth", self.bandwidth)
-        for name in ("step_s", "sequence_s", "token_s"):
+        for name in ("step_s", "sequence_s", "token_s", "wake_s"):
             require_number(name, getattr(self, name), least=0)
 
 

@@ -45,7 +45,7 @@ class StepTime:
         traffic = base + token * tokens + sequence * sequences
         attention = longer(self._pair_flops * pairs, self._token_bytes * tokens + self._key_bytes * keys)
         besides = self._step + self._token * tokens + self._sequence * sequences
-        return besides + max(arithmetic, traffic) + attention
+        return besides + longer(arithmetic, traffic) + attention
 
 
 def _costs(replica: Replica, tokens: int, pairs: int, keys: int, logits: int) -> tuple[Cost, Cost]:

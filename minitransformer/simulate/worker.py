@@ -85,6 +85,7 @@ class Worker:
         self.scheduler = Scheduler(self.blocks, *limits, self.reservations)
         self.outstanding = self.uncomputed = 0
         self._steady = True  # everybody who runs decodes
+        self._ended = -1.0  # when the last step did
 
     # --- requests come and go ---------------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class Worker:
     def begin(self, now: float) -> Span | None:
         """What happens from now on, if anything does."""
         scheduler, rows = self.scheduler, None
+        start = now if now == self._ended else now + self.replica.efficiency.wake_s
         self.decisions += 1
         self.span = None
         steps = self._steps_alike() if self.fast and self._steady and not scheduler.waiting else 0
@@ -153,10 +155,10 @@ class Worker:
             same = waiting == len(scheduler.waiting) and 0 < len(rows) == len(scheduler.running)
             new = self.reservations is not None and self.reservations.new  # to be told after a step
             if new or not (self.fast and self._steady and same and self._nobody_else_can_come()):
-                self.span = self._one_step(now, rows) if rows else None
+                self.span = self._one_step(now, start, rows) if rows else None
                 return self.span
             steps = self._steps_alike()
-        self.span = Span(now, self._decode_ends(now, steps), "decode", rows)
+        self.span = Span(now, self._decode_ends(start, steps), "decode", rows)
         return self.span
 
     def _nobody_else_can_come(self) -> bool:
@@ -183,7 +185,7 @@ class Worker:
             steps //= 2
         return steps
 
-    def _decode_ends(self, now: float, steps: int) -> np.ndarray:
+    def _decode_ends(self, start: float, steps: int) -> np.ndarray:
         running, further = self.scheduler.running, np.arange(steps)
         size = len(running)
         if self.window is None:
@@ -192,10 +194,10 @@ class Worker:
             contexts = np.array([request.num_computed + 1 for request in running])
             keys = np.minimum(contexts[:, None] + further, self.window).sum(axis=0)
         seconds = self.step_time(size, keys, keys, size)
-        seconds[0] += now
+        seconds[0] += start
         return np.cumsum(seconds)
 
-    def _one_step(self, now: float, rows: list[Row]) -> Span:
+    def _one_step(self, now: float, start: float, rows: list[Row]) -> Span:
         tokens = pairs = keys = decodes = 0
         for request, new in rows:
             past = request.num_computed
@@ -207,13 +209,14 @@ class Worker:
             elif isnan(request.job.started_s):
                 request.job.started_s = now
         kind = "decode" if decodes == len(rows) else "mixed" if decodes else "prefill"
-        return Span(now, [now + self.step_time(tokens, pairs, keys, len(rows))], kind, rows)
+        return Span(now, [start + self.step_time(tokens, pairs, keys, len(rows))], kind, rows)
 
     # --- a span ends ------------------------------------------------------------------------------------
 
     def end(self) -> list[SimulatedRequest]:
         """Counts what the span has computed; returns the requests that now have all their tokens."""
         span, self.span = self.span, None
+        self._ended = span.end
         self.steps += len(span.ends)
         running = self.scheduler.running
         if span.kind == "decode" and (span.rows is None or len(span.rows) == len(running)):
