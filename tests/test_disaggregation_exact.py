@@ -126,7 +126,8 @@ def test_what_the_prefill_worker_has_cached_travels_too():
 def test_few_uncached_tokens_are_computed_where_they_are_needed():
     with Threads(1, 1, router=RouterOptions(local_below=30)) as threads:
         short, long = case(0, 0, 29, 4), case(1, 0, 30, 4)
-        check_answers(run(threads.llm, [short]), [short])
+        (output,) = run(threads.llm, [short])
+        assert output.token_ids == answer(short) and set(output.workers.values()) == {"decode-0"}
         assert threads.of_kind("prefill")[0]._moved()[0] == 0
         check_answers(run(threads.llm, [long]), [long])
         assert threads.of_kind("prefill")[0]._moved()[0] == 30 * BYTES_A_TOKEN
@@ -173,6 +174,7 @@ def test_stages_tell_where_the_time_went():
         assert set(stages) == {"queued", "prefill", "first_token", "transfer", "decode", "receiving"}
         assert all(seconds >= 0 for seconds in stages.values())
         assert stages["receiving"] > 0 and stages["transfer"] > 0  # how long depends on who else runs here
+        assert output.workers == {"prefill": "prefill-1", "decode": "decode-0"}
         to_first = stages["queued"] + stages["prefill"] + stages["first_token"]
         assert to_first <= output.ttft_s  # no transfer is in it, and the client's side comes on top
 

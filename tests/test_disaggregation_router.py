@@ -285,3 +285,9 @@ def test_a_client_can_not_speak_for_a_worker():
         world.router.received(world.client.wire, Tokens(()), 0.0)
     with pytest.raises(BadMessage, match="Greet makes no sense"):
         world.router.received(world.client.wire, Greet("again"), 0.0)
+
+
+def test_no_key_of_a_router_comes_again_after_it():
+    """Workers may still have keys and values on their way for requests of a router that has died."""
+    keys = [key for _ in range(2) for key in one_assigned()[0].router.flights]
+    assert len(set(keys)) == 2

@@ -34,7 +34,7 @@ from minitransformer.disaggregation.wire import LARGEST_FRAME, Frames, encode, f
 
 SECRET = b"of this run"
 QUICK = Liveness(interval=0.05, dead_after=0.4)
-STAGES = Stages(0.5, 1, 0.25, 0, 2, 0)
+STAGES = Stages(0.5, 1, 0.25, 0, 2, 0, "prefill-1", "decode-0")
 MESSAGES = [
     Beat(0.5, 3, 4, 0.25),
     Drop("7", 2),

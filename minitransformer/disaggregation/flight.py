@@ -52,7 +52,7 @@ class Flight:
         self.output_ids.append(token)
         self.times.take(now_s)
         is_news = self.finished or len(self.output_ids) - len(self.spec.known_ids) <= 2
-        stages = self.times.stages(self.submitted_s) if is_news else None
+        stages = self.times.stages(self.submitted_s, self.decode.name) if is_news else None
         return Answered(self.id, len(self.output_ids) - 1, token, self.cached_tokens, stages)
 
 
@@ -62,6 +62,7 @@ class Times:
 
     reserved_s: float | None = None
     job_s: float | None = None
+    prefill_at: str | None = None
     wait_s: float = 0.0
     prefill_s: float = 0.0
     first_s: float | None = None
@@ -81,7 +82,7 @@ class Times:
         self.first_s = self.first_s or now_s
         self.last_s = now_s
 
-    def stages(self, submitted_s: float) -> Stages:
+    def stages(self, submitted_s: float, decode_at: str) -> Stages:
         """They add up to the time from arrival to the last token."""
         to_first = self.first_s - submitted_s
         if self.job_s is None or self.job_s > self.first_s:  # its prompt was computed where it is answered
@@ -98,4 +99,6 @@ class Times:
             transfer=ready_s - self.first_s,
             decode=self.last_s - ready_s,
             receiving=self.receive_s,
+            prefill_at=self.prefill_at or decode_at,
+            decode_at=decode_at,
         )

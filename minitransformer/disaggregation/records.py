@@ -88,6 +88,8 @@ class Stages:
     transfer     until the decode worker had its keys and values: as much as layers did not hide
     decode       until its last token
     receiving    not a stage of its own: how long keys and values were on their way, hidden or not
+
+    prefill_at, decode_at: the workers that computed the first token and the others.
     """
 
     queued: float
@@ -96,6 +98,8 @@ class Stages:
     transfer: float
     decode: float
     receiving: float
+    prefill_at: str
+    decode_at: str
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,8 @@ class RemoteEngine:
         request.append(new.token, time.perf_counter())
         if new.stages is not None:
             request.stages = asdict(new.stages)
+            kinds = ("prefill", "decode")
+            request.workers = {kind: request.stages.pop(f"{kind}_at") for kind in kinds}
         if request.finish_reason:
             self._forget(request)
             request.finish()

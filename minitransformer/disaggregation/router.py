@@ -9,6 +9,7 @@ attempt can begin from there on other workers, and a client never sees a token t
 """
 
 import logging
+import secrets
 from collections.abc import Iterable
 from itertools import count
 
@@ -53,7 +54,8 @@ class Router:
         self._workers: dict[object, Member] = {}
         self._clients: dict[object, dict[str, Flight]] = {}
         self._homeless: list[Flight] = []  # no decode worker can take them now; oldest first
-        self._keys = count()
+        # Workers may still have something of a router before this one: no key of it may come again.
+        self._keys = (f"{secrets.token_hex(4)}/{i}" for i in count())
 
     # --- what happens ---------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Router:
         mine = self._clients[channel]
         if message.id in mine:
             raise BadMessage(f"request {message.id!r:.80} is here already")
-        key = str(next(self._keys))
+        key = next(self._keys)
         flight = Flight(key, message.id, channel, message.spec, chain_of(message.spec), now, now)
         self.flights[key] = mine[message.id] = flight
         self._place(flight, now)
@@ -152,7 +154,7 @@ class Router:
         if flight is None or flight.decode is not member:
             return
         if flight.times.first_s is None:
-            flight.times.reserved_s = now
+            flight.times.reserved_s, flight.times.prefill_at = now, None
             flight.cached_tokens = min(message.num_cached, len(flight.spec.prompt_ids))
         if message.num_external == 0:
             return
@@ -164,7 +166,7 @@ class Router:
         flight.prefill = chosen
         chosen.take(flight.key, message.num_external)
         if flight.times.first_s is None:
-            flight.times.job_s = now
+            flight.times.job_s, flight.times.prefill_at = now, chosen.name
         at = member.info
         chosen.channel.send(
             Job(flight.key, flight.attempt, spec, message.num_cached, at.name, at.host, at.port)

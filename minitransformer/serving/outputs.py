@@ -20,6 +20,7 @@ class RequestOutput:
     cached_tokens  how many tokens of the prompt were found in the prefix cache
     stages         at the end: seconds spent "queued", in "prefill" and in "decode", and what else the
                    engine tells apart
+    workers        of a pool of workers: who computed its "prefill" and its "decode"
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class RequestOutput:
     ttft_s: float | None
     tpot_s: float | None
     stages: dict[str, float]
+    workers: dict[str, str]
     error: str | None
 
     @classmethod
@@ -49,5 +51,6 @@ class RequestOutput:
             ttft_s=request.ttft_s,
             tpot_s=request.tpot_s,
             stages=request.stages,
+            workers=request.workers,
             error=request.error,
         )

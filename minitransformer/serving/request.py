@@ -32,6 +32,7 @@ class Request:
     cached_tokens  how many tokens of the prompt the prefix cache had; None until the request first runs
     started_s      when its first step began
     stages         seconds it spent in each stage of its life, known at its end
+    workers        who computed what of it, where other processes did
     """
 
     id: str
@@ -56,6 +57,7 @@ class Request:
     finish_reason: str | None = None  # one of REASONS
     error: str | None = None  # what went wrong, where finish_reason is "error"
     stages: dict[str, float] = field(default_factory=dict)
+    workers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.tokens = [*self.prompt_ids, *self.known_ids]
