@@ -63,6 +63,14 @@ def _reason(report) -> str:
     return text.removeprefix("Skipped: ")
 
 
+@pytest.fixture(autouse=True)
+def grad_as_it_was():
+    """Programs that a test runs turn gradients off for their process, which here is that of other tests."""
+    before = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(before)
+
+
 @pytest.fixture
 def panels(monkeypatch) -> list:
     """The panels that a test shows, as in a live notebook."""

@@ -28,13 +28,6 @@ def small_probes(monkeypatch):
     monkeypatch.setitem(measure.BUFFER_BYTES, "cpu", 2**14)
 
 
-@pytest.fixture(autouse=True)
-def grad_as_it_was():
-    before = torch.is_grad_enabled()
-    yield
-    torch.set_grad_enabled(before)
-
-
 # --- turns ---------------------------------------------------------------------------------------------
 
 

@@ -43,11 +43,9 @@ def pair():
 
 
 @pytest.fixture(autouse=True)
-def grad_as_it_was():
-    before = torch.is_grad_enabled()
-    torch.set_grad_enabled(False)
-    yield
-    torch.set_grad_enabled(before)
+def no_gradients():
+    with torch.no_grad():
+        yield
 
 
 def alone(model, ask: Ask) -> list[int]:
