@@ -111,7 +111,7 @@ ANSWERS = {
         "wrong": {
             "sized by throughput": pools((OURS, '[("prefill", "H100", 1), ("decode", "H200", 1)]')),
             "twice as much as needed": pools((OURS, '[("prefill", "H100", 4), ("decode", "H200", 2)]')),
-            "full steps for both": pools((OURS + "}", '[("both", "H100", 3)], "step_tokens": 2048}')),
+            "full steps for both": pools((OURS + "}", '[("both", "H100", 2)], "step_tokens": 2048}')),
             "bandwidth too small": pools((OURS, '[("prefill", "H100", 2), ("decode", "A100", 2)]')),
             "an A100 prefills": pools((OURS, '[("prefill", "A100", 2), ("decode", "H200", 1)]')),
             "roles that do not go together": pools((OURS, '[("prefill", "H100", 2), ("both", "H200", 1)]')),
@@ -120,7 +120,7 @@ ANSWERS = {
         },
         "right": {
             "by hand": POOLS_BY_HAND,
-            "the chips the other way round": pools((OURS, '[("prefill", "H200", 2), ("decode", "H100", 1)]')),
+            "room for other steps": pools((OURS + "}", OURS + ', "step_tokens": 1024}')),
         },
     },
     "11.interview": {

@@ -97,7 +97,8 @@ def kept(f: dict, pools, choices: Choices, seeds) -> list[Report]:
 
 
 def attained(f: dict, reports: list[Report]) -> float:
-    return sum(report.attainment(slo_of(f)) for report in reports) / len(reports)
+    """Of the median load: one in which chance crowds everybody together says little of a design."""
+    return float(np.median([report.attainment(slo_of(f)) for report in reports]))
 
 
 @cache
@@ -137,7 +138,7 @@ def pools(answer, rng, f):
     cost = f"costs ${price:.2f} an hour, and ${most:g} are there"
     enough = f"{cluster.name} keeps both promises for {share:.0%}, but {cost}"
     expect(price <= most, f"{enough}. Which pool, and which chip, has more in hand than it needs?")
-    return f"Both promises kept on {3 * COUNT} unseen requests, for {price:.2f} dollars an hour."
+    return f"Both promises kept on three unseen loads, for {price:.2f} dollars an hour."
 
 
 def cause(late: float, slow: float, roles: set, choices: Choices) -> str:
