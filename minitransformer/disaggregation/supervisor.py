@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -63,12 +64,12 @@ class Process:
 class Supervisor:
     """The processes of one pool on this machine: a router, which it begins anew when it dies, and workers.
 
-    Use `close`, or everything lives on until this process ends.
+    `secret` is made up where none is given. Use `close`, or everything lives on until this process ends.
     """
 
-    def __init__(self, host: str, port: int, options: RouterOptions, liveness: Liveness, secret: str):
+    def __init__(self, host: str, port: int, options: RouterOptions, liveness: Liveness, secret: str | None):
         """Raises OSError where the address can't be had."""
-        self.secret = secret
+        self.secret = secret or secrets.token_hex(32)
         self._options, self._liveness = options, liveness
         self._bound = socket.create_server((host, port), family=family_of(host), backlog=128)
         self.workers: dict[str, Process] = {}
