@@ -102,6 +102,13 @@ def test_the_router_is_killed_and_begun_again(pool):
     check_all_free(pool)
 
 
+def test_the_router_is_killed_while_nothing_runs(pool):
+    kill(pool._supervisor.router.popen.pid)
+    check_answers(run(pool, cases(4)), cases(4))
+    wait_for(lambda: pool.engine.tend(0.05) or len(pool.workers()) == 4)
+    check_all_free(pool)
+
+
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
 def test_a_worker_that_is_slow_by_ten_times_loses_nothing(pool, kind):
     with slowed(pid_of(pool, kind)[1]):

@@ -1,5 +1,6 @@
 """A pool of prefill and decode workers on this machine, behind the same object as an engine."""
 
+import secrets
 import time
 import weakref
 from dataclasses import replace
@@ -7,10 +8,9 @@ from itertools import count
 
 from minitransformer.disaggregation.client import RemoteLLM
 from minitransformer.disaggregation.network import Network
-from minitransformer.disaggregation.options import Link, Liveness, RouterOptions, WorkerOptions
+from minitransformer.disaggregation.options import Liveness, RouterOptions, WorkerOptions
 from minitransformer.disaggregation.supervisor import Supervisor
 from minitransformer.hub import find_checkpoint
-from minitransformer.serving.engine import MOST_SEQS
 
 
 class CannotStart(RuntimeError):
@@ -22,12 +22,12 @@ class DisaggregatedLLM(RemoteLLM):
 
     path             of the model, as `load_pretrained` takes it; every worker loads it for itself
     host             where all processes listen; 127.0.0.1: nobody outside this machine reaches them
-    num_blocks, ...  of each worker, as `LLM` takes them
-    num_threads      of PyTorch in each worker (None: as many as it likes)
-    prefill_options, decode_options   `WorkerOptions` of one kind alone, such as {"block_size": 8}
-    link             how keys and values travel: `Link(gbps=1.0)` makes this machine's memory a slow network
-    liveness         when a process counts as dead
+    options          of each worker, fields of `WorkerOptions`: what `LLM` takes (num_blocks, block_size,
+                     max_num_batched_tokens, ...), dtype, device, num_threads, and link, such as
+                     `Link(gbps=1.0)`, which makes this machine's memory a slow network
+    prefill_options, decode_options   those of one kind alone, such as {"block_size": 8}
     router           when a prompt is computed by the decode worker, what happens on a loss
+    liveness         when a process counts as dead
     start_s          so long the workers may take to begin
 
     Use it in a `with` statement, or `close` it: it holds processes.
@@ -40,21 +40,12 @@ class DisaggregatedLLM(RemoteLLM):
         prefill_workers: int = 1,
         decode_workers: int = 1,
         host: str = "127.0.0.1",
-        num_blocks: int = 256,
-        block_size: int = 16,
-        max_num_batched_tokens: int = 512,
-        max_num_seqs: int | None = None,
-        scheduling: str = "chunked",
-        prefix_caching: bool = True,
-        dtype: str | None = None,
-        device: str = "cpu",
-        num_threads: int | None = None,
         prefill_options: dict | None = None,
         decode_options: dict | None = None,
-        link: Link = Link(),
-        liveness: Liveness = Liveness(),
         router: RouterOptions = RouterOptions(),
+        liveness: Liveness = Liveness(),
         start_s: float = 120.0,
+        **options,
     ):
         """Returns when all workers are there. Raises FileNotFoundError, ValueError; CannotStart where a
         worker ends before, or is late."""
@@ -63,41 +54,23 @@ class DisaggregatedLLM(RemoteLLM):
                 f"a pool needs prefill_workers >= 0 and decode_workers >= 1, got {prefill_workers} and "
                 f"{decode_workers}"
             )
-        self._supervisor = Supervisor(host, 0, router, liveness, None)
+        everyone = WorkerOptions(
+            name="", model=str(find_checkpoint(path)), host=host, liveness=liveness, **options
+        )
         self._options = {"prefill": prefill_options or {}, "decode": decode_options or {}}
-        self._start_s, self._numbers = start_s, count()
-        try:
-            super().__init__(
-                path,
-                lambda: self._supervisor.address,
-                self._supervisor.secret.encode(),
-                max_num_seqs=decode_workers * (max_num_seqs or min(MOST_SEQS, max_num_batched_tokens)),
-                liveness=liveness,
-                patience_s=start_s,
-            )
-        except BaseException:
-            self._supervisor.close()
-            raise
+        self._start_s, self._numbers, secret = start_s, count(), secrets.token_hex(32)
+        super().__init__(
+            path,
+            lambda: self._supervisor.address,
+            secret.encode(),
+            max_num_seqs=decode_workers * replace(everyone, **self._options["decode"]).most_seqs,
+            liveness=liveness,
+            patience_s=start_s,
+        )
+        self._supervisor = Supervisor(host, 0, router, liveness, secret)
         self._finalizer = weakref.finalize(self, _end, self._supervisor, self._network)
         router_host, router_port = self._supervisor.address
-        self._worker = WorkerOptions(
-            name="",
-            model=str(find_checkpoint(path)),
-            router_host=router_host,
-            router_port=router_port,
-            host=host,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            scheduling=scheduling,
-            prefix_caching=prefix_caching,
-            dtype=dtype,
-            device=device,
-            num_threads=num_threads,
-            link=link,
-            liveness=liveness,
-        )
+        self._worker = replace(everyone, router_host=router_host, router_port=router_port)
         self._begin_all(["decode"] * decode_workers + ["prefill"] * prefill_workers)
 
     def close(self):

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, field
 
+from minitransformer.serving.engine import MOST_SEQS
+
 TRANSPORTS = ("gloo", "nccl", "nixl")
 SECRET = "MINITRANSFORMER_SECRET"  # the environment variable that holds the run's secret
 
@@ -56,8 +58,8 @@ class WorkerOptions:
 
     name: str
     model: str
-    router_host: str
-    router_port: int
+    router_host: str = ""
+    router_port: int = 0
     host: str = "127.0.0.1"
     num_blocks: int = 256
     block_size: int = 16
@@ -80,6 +82,11 @@ class WorkerOptions:
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+    @property
+    def most_seqs(self) -> int:
+        """Requests that run at once, as an `Engine` settles it."""
+        return self.max_num_seqs or min(MOST_SEQS, self.max_num_batched_tokens)
 
 
 @dataclass(frozen=True)
