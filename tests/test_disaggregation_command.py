@@ -9,6 +9,7 @@ import sys
 import httpx
 import pytest
 from disaggregation_pool import MODEL, TOKENIZER, folder
+from waiting import wait_for
 
 from minitransformer import SamplingParams, stream_text
 from minitransformer.disaggregation import __main__ as command
@@ -61,7 +62,7 @@ def test_alone_it_begins_the_pool_and_ends_it_on_ctrl_c():
         process.kill()
 
 
-def test_under_torchrun_each_rank_is_a_worker():
+def test_under_torchrun_each_rank_is_a_worker_and_ends_with_it():
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     process, url = start(*torchrun, *COMMAND, *SMALL, "--prefill", "2")
     try:
@@ -69,11 +70,15 @@ def test_under_torchrun_each_rank_is_a_worker():
         metrics = httpx.get(f"{url}/metrics").text
         assert 'request_stage_seconds_count{stage="transfer"} 1.0' in metrics
         assert "minitransformer_cache_blocks 60.0" in metrics  # one decode worker
-        interrupt(process)
     finally:
-        process.kill()
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert folder() not in listed, "a rank outlives torchrun"
+        process.kill()  # torchrun alone, and without a word to its ranks
+        process.wait()
+    wait_for(lambda: folder() not in everything_that_runs())
+
+
+def everything_that_runs() -> str:
+    """The command lines of all processes."""
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 def test_ranks_and_workers_must_be_as_many(monkeypatch):

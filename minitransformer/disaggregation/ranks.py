@@ -11,6 +11,8 @@ import secrets
 import signal
 import sys
 import tempfile
+import threading
+import time
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +34,8 @@ def run_rank(args: argparse.Namespace):
     if args.prefill + args.decode != size:
         raise ValueError(f"{args.prefill} prefill and {args.decode} decode workers, but {size} ranks")
     signal.signal(signal.SIGTERM, _interrupt)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # begun by torchrun, which may be killed without a word
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="parent", daemon=True).start()
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=MEET_S)))
     with ExitStack() as stack:
         secret = stack.enter_context(shared_secret(store, args.secret_file, is_first=rank == 0))
@@ -81,6 +85,15 @@ def shared_secret(store: Store, path: str | None, is_first: bool):
         file.flush()
         store.set(SECRET_FILE, file.name)
         yield Path(file.name).read_text()
+
+
+def _end_with_parent(parent: int):
+    """As torchrun would end this rank, once torchrun itself has gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    os._exit(1)  # it is stuck in a step
 
 
 def _interrupt(*_):
