@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import simulator
+from benchmarks import simulator, simulator_steps
 from benchmarks.serving_load import Lengths, mixed_load
-from benchmarks.simulator import Kind, StepLog, as_load, asks_of, serve, summary, typical
+from benchmarks.simulator import summary
+from benchmarks.simulator_loads import Kind, as_load, asks_of, serve
+from benchmarks.simulator_steps import StepLog, typical
 from minitransformer import load_pretrained
 from minitransformer.roofline import Device
 from minitransformer.serving import LLM
@@ -90,8 +92,8 @@ def test_errors_are_medians_of_each_rounds_own():
 
 def test_the_command_measures_and_writes_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(simulator, "KINDS", (SOON, Kind("at once", None, lengths=SOON.lengths)))
-    monkeypatch.setattr(simulator, "SHAPES", simulator.SHAPES[2:4])
-    monkeypatch.setattr(simulator, "WAKES", 2)
+    monkeypatch.setattr(simulator_steps, "SHAPES", simulator_steps.SHAPES[2:4])
+    monkeypatch.setattr(simulator_steps, "WAKES", 2)
     file, threads = tmp_path / "simulator.json", torch.get_num_threads()
     measure = simulator.measure
     monkeypatch.setattr(simulator, "measure", lambda *args, **kw: measure(*args, simulator.KINDS, **kw))
