@@ -24,6 +24,12 @@ class BlockManager:
         """Blocks that a request could have now, those parked in the prefix cache included."""
         return len(self._free) + (self.prefix_cache.num_idle if self.prefix_cache else 0)
 
+    @property
+    def parked(self) -> list[int]:
+        """Blocks that nobody uses, kept by the prefix cache."""
+        cache = self.prefix_cache
+        return [b for b, n in enumerate(self.ref_counts) if n == 0 and b in cache] if cache else []
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 

@@ -77,6 +77,11 @@ class Request:
         return len(self.tokens) - self.num_computed
 
     @property
+    def decodes(self) -> bool:
+        """Whether its next step follows a token of its own, and not a prompt of which one token is left."""
+        return self.num_uncomputed == 1 and self.num_output > 0
+
+    @property
     def most_cached(self) -> int:
         """Tokens that the cache holds at the end: all but the last one, which is never read again."""
         return len(self.prompt_ids) + self.max_new_tokens - 1
@@ -159,7 +164,9 @@ class Request:
         assert 1 <= len(self.prompt_ids) <= len(self.tokens)
         assert self.num_output <= self.max_new_tokens
         if self.status in (Status.LOADING, Status.RUNNING):
-            assert 0 <= self.num_computed < len(self.tokens) and self.blocks
+            seen = f"{self.num_computed} of {len(self.tokens)} tokens computed"
+            assert 0 <= self.num_computed < len(self.tokens), f"{seen}: none is left to make the next from"
+            assert self.blocks
         else:
             assert not self.blocks
         if self.status in (Status.WAITING, Status.REMOTE):

@@ -99,15 +99,15 @@ class Scheduler:
         return rows + self._prompts_and_admissions(self.max_num_batched_tokens - len(rows))
 
     def _decodes(self) -> list[Row]:
-        """One token for each request that lacks but one. Where blocks run out, the newest gives way."""
-        lacking_one = [r for r in self.running if r.num_uncomputed == 1]
-        return [Row(r, 1) for r in lacking_one if r.status is Status.RUNNING and self._make_room(r)]
+        """One token for each request in its answer. Where blocks run out, the newest gives way."""
+        ready = [r for r in self.running if r.decodes]
+        return [Row(r, 1) for r in ready if r.status is Status.RUNNING and self._make_room(r)]
 
     def _prompts(self, budget: int) -> list[Row]:
         """The next pieces of the prompts that are being computed, oldest first."""
         rows = []
         for request in self.running:
-            if request.num_uncomputed > 1 and budget > 0:
+            if budget > 0 and not request.decodes:
                 rows.append(Row(request, min(request.num_uncomputed, budget)))
                 budget -= rows[-1].num_tokens
         return rows

@@ -69,11 +69,6 @@ class SimulatedRequest(Request):
         self.tokens = self.prompt_ids  # a range does not change
         self.left, self.owed = self.max_new_tokens, len(self.prompt_ids)
 
-    @property
-    def decodes(self) -> bool:
-        """Whether its next step follows a token of its own, and not a prompt of which one token is left."""
-        return self.num_uncomputed == 1 and self.left < self.max_new_tokens
-
     def produce(self, count: int = 1):
         """The next tokens of the answer, whatever they say."""
         self.tokens = range(self.tokens.start, self.tokens.stop + count)

@@ -27,17 +27,17 @@ from minitransformer.course.palette import (
 from minitransformer.serving.scheduler import POLICIES
 
 WORK = {
-    "waits": shade(IDLE, 0.25),
+    "waits": shade(IDLE, 0.6),
     "prefill": PREFILL,
     "decode": DECODE,
     "computed again": COMPUTE,
     "pauses": shade(DECODE, 0.25),
 }
 POOL = {
-    "free": shade(IDLE, 0.2),
+    "free": shade(IDLE, 0.12),
     "one holder": MEMORY,
     "shared": TRANSFER,
-    "kept for a hit": shade(MEMORY, 0.35),
+    "parked": shade(MEMORY, 0.35),
 }
 COLUMNS = 12  # blocks in a row of the pool
 LOAD = (
@@ -113,7 +113,7 @@ def timeline_figure(trace: Trace, now: int) -> go.Figure:
     fig = make_subplots(rows=2, row_heights=[0.58, 0.42], vertical_spacing=0.2)
     _add_work(fig, trace, now)
     _add_pool(fig, trace, trace.steps[now - 1])
-    fig.add_traces(legend({**WORK, **POOL}))
+    fig.add_traces(legend({**WORK, **_pool_kinds(trace)}))
     fig.update_xaxes(showgrid=False, zeroline=False).update_yaxes(autorange="reversed", showgrid=False)
     title = f"Step {now} of {len(trace.steps)}: {words(trace.steps[now - 1])}"
     fig.update_layout(template=TEMPLATE, title=title, height=600)
@@ -160,8 +160,14 @@ def pool_map(trace: Trace, step: Step) -> tuple[list[str], list[str]]:
         for block in table:
             holders[block].append(NAMES[request])
     kinds = ["free", "one holder", "shared"]
-    named = ["kept for a hit" if b in step.parked else kinds[min(len(h), 2)] for b, h in enumerate(holders)]
+    named = ["parked" if b in step.parked else kinds[min(len(h), 2)] for b, h in enumerate(holders)]
     return named, [" ".join(h) for h in holders]
+
+
+def _pool_kinds(trace: Trace) -> dict[str, str]:
+    """The kinds of blocks that the trace has: without a prefix cache, none is shared or parked."""
+    seen = {kind for step in trace.steps for kind in pool_map(trace, step)[0]}
+    return {kind: colour for kind, colour in POOL.items() if kind in seen}
 
 
 def _add_pool(fig: go.Figure, trace: Trace, step: Step):
@@ -173,7 +179,7 @@ def _add_pool(fig: go.Figure, trace: Trace, step: Step):
     shown = category_map(cells, POOL, text=texts, texttemplate="%{text}", xgap=2 * GAP, ygap=2 * GAP)
     shown.update(y=[f"{r.start}" for r in rows], textfont_color="black", hovertemplate=None, hoverinfo="skip")
     fig.add_trace(shown, row=2, col=1)
-    free = kinds.count("free") + kinds.count("kept for a hit")
+    free = kinds.count("free") + kinds.count("parked")
     title = f"the pool: blocks of {trace.block_size} tokens, {free} of {len(kinds)} to be had"
     fig.update_xaxes(title_text=title, dtick=1, row=2, col=1)
     fig.update_yaxes(type="category", row=2, col=1)
@@ -195,7 +201,8 @@ def tables_figure(trace: Trace, now: int) -> go.Figure:
     shown.update(y=[NAMES[r] for r in step.tables], hovertemplate=None, hoverinfo="skip")
     fig = figure(shown, *legend(kinds), title="Block tables", height=150 + 40 * len(tables))
     fig.update_xaxes(title_text=f"tokens of the text, {trace.block_size} a block", showgrid=False)
-    ticks = {"tickvals": list(range(width)), "ticktext": [str(i * trace.block_size) for i in range(width)]}
+    edges = range(width + 1)  # a cell reaches from its number - 0.5 to + 0.5
+    ticks = {"tickvals": [i - 0.5 for i in edges], "ticktext": [str(i * trace.block_size) for i in edges]}
     return _legend_below(fig.update_xaxes(**ticks).update_yaxes(autorange="reversed", showgrid=False))
 
 
@@ -216,12 +223,12 @@ def scheduler_timeline(
 
     interact(
         draw,
-        caption="orange reads prompts, blue makes a token; purple blocks belong to several requests",
+        caption="orange reads prompts, blue makes a token",
         step=_slider("step", step, 1, 60),
         policy=ipywidgets.Dropdown(options=POLICIES[::-1], description="policy"),
-        budget=_slider("budget", 12, max_num_seqs, 40),
+        budget=_slider("budget", 12, max_num_seqs, 48),
         blocks=_slider("blocks", num_blocks, least, 3 * num_blocks // 2),
-        prefix_caching=True,
+        prefix_caching=False,
     )
 
 

@@ -1,10 +1,10 @@
-"""The engine's own scheduler and block manager on a load, step by step, without a model.
+"""A scheduler and a block manager on a load, step by step, without a model: the engine's own, or a lesson's.
 
 Tokens are made up and every answer has a known length, so a trace is the same on every machine. A step takes
-what `Pace` says, which a lesson may have measured. Knows nothing of pictures.
+what `Pace` says. Knows nothing of pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minitransformer.sampling import SamplingParams
@@ -109,14 +109,18 @@ def simulate(
     prefix_caching: bool = False,
     max_waiting: int | None = None,
     pace: Pace = Pace(),
+    scheduler: Callable = Scheduler,
+    manager: Callable | None = None,
 ) -> Trace:
     """Runs the load to its end. Who finds `max_waiting` requests waiting is turned away.
 
-    Raises ValueError for a request that the cache could never hold, and for what the scheduler refuses.
+    `scheduler(blocks, policy, budget, max_num_seqs)` and `manager(num_blocks, block_size)` may be a lesson's;
+    `prefix_caching` is for the engine's own manager. Raises ValueError for a request that the cache could
+    never hold, and for what the scheduler refuses.
     """
-    run = _Run(
-        BlockManager(num_blocks, block_size, prefix_caching), policy, budget, max_num_seqs, max_waiting
-    )
+    own = manager is None
+    blocks = BlockManager(num_blocks, block_size, prefix_caching) if own else manager(num_blocks, block_size)
+    run = _Run(scheduler(blocks, policy, budget, max_num_seqs), max_waiting)
     for ask in asks:
         if run.blocks.blocks_for(ask.prompt + ask.answer - 1) > num_blocks:
             raise ValueError(
@@ -136,9 +140,8 @@ def simulate(
 class _Run:
     """The state of a simulation."""
 
-    def __init__(self, blocks: BlockManager, policy: str, budget: int, max_num_seqs: int, max_waiting):
-        self.blocks, self.max_waiting = blocks, max_waiting
-        self.scheduler = Scheduler(blocks, policy, budget, max_num_seqs)
+    def __init__(self, scheduler, max_waiting: int | None):
+        self.scheduler, self.blocks, self.max_waiting = scheduler, scheduler.blocks, max_waiting
         self.now, self.steps, self.served, self.turned_away = 0.0, [], [], 0
         self.number: dict[str, int] = {}
         self.most_computed: dict[str, int] = {}
@@ -160,7 +163,6 @@ class _Run:
 
     def step(self, pace: Pace):
         rows = self.scheduler.schedule()
-        self.blocks.copies.clear()
         start, self.now = self.now, self.now + pace.seconds(rows)
         self.steps.append(self._seen(rows, start))
         for request, tokens in rows:
@@ -176,15 +178,13 @@ class _Run:
 
     def _seen(self, rows: Sequence[Row], start: float) -> Step:
         running = [r for r in self.scheduler.running if r.status is Status.RUNNING]
-        cache, counts = self.blocks.prefix_cache, self.blocks.ref_counts
-        parked = [b for b, n in enumerate(counts) if n == 0 and b in cache] if cache else []
         return Step(
             start,
             self.now,
             tuple(Share(self.number[r.id], n, self._kind(r)) for r, n in rows),
             tuple(self.number[r.id] for r in self.scheduler.waiting),
             {self.number[r.id]: tuple(r.blocks) for r in running},
-            frozenset(parked),
+            frozenset(getattr(self.blocks, "parked", ())),  # a manager without sharing parks nothing
         )
 
     def _kind(self, request: Request) -> str:

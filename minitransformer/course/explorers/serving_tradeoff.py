@@ -1,7 +1,7 @@
 """The token budget of a step under a slider: what it does to the first token and to all that follow.
 
-A load is run through the engine's own scheduler in simulated time (`serving_trace`), at the pace of a
-machine that the lesson measured. Queues at random arrivals are what a formula for one step leaves out.
+A load is run through the engine's own scheduler in simulated time (`serving_trace`), at the pace that a
+lesson states. Queues at random arrivals are what a formula for one step leaves out.
 """
 
 import random
@@ -17,7 +17,7 @@ from minitransformer.course.tables import number
 
 BUDGETS = (32, 64, 128, 256, 512, 1024)
 PROMPTS, ANSWERS = (32, 512), (8, 64)  # least and most tokens, evenly drawn
-COUNT, SEQS = 60, 16
+COUNT, SEQS = 200, 16  # enough requests for a queue that grows to be seen
 
 
 def capacity(pace: Pace) -> float:
