@@ -87,8 +87,10 @@ def expect_number(
     unit = f" {unit}" if unit else ""
     within = f" (within {100 * tolerance:.3g}%)" if tolerance else ""
     error = f"{name} should be {wanted:,.6g}{unit}{within}, but {value:,.6g} came"
-    error += f", which is {value / wanted:.3g} times as much." if wanted and value > 0 else "."
-    raise CheckFailed(_paragraph(given, error, cause))
+    if wanted and value > 0:
+        times, more = value / wanted, value - wanted
+        error += f", which is {times:.3g} times as much" if abs(times - 1) > 0.05 else f" ({more:+,.3g})"
+    raise CheckFailed(_paragraph(given, f"{error}.", cause))
 
 
 def expect_numbers(

@@ -13,6 +13,7 @@ from answers.ex09_whole import (
     MENDED_AT_THE_ROOT,
     MENDED_IN_START,
     NAPKIN_BY_TOKENS,
+    TEXTBOOK_DESIGN,
 )
 
 SOLUTION = Solution("09_serving_engine")
@@ -88,6 +89,14 @@ ANSWERS = {
                 )
             ),
             "shares what is free": blocks((SHARES, "")),
+            "shares until one is free": blocks(
+                (SHARES, ""),
+                (
+                    "        for block in blocks:\n            self.counts[block] += 1\n",
+                    "        for block in blocks:\n            if self.counts[block] == 0:\n"
+                    "                raise ValueError(block)\n            self.counts[block] += 1\n",
+                ),
+            ),
             "one block too many": blocks(
                 ("-(-num_tokens // self.block_size)", "num_tokens // self.block_size + 1")
             ),
@@ -115,6 +124,12 @@ ANSWERS = {
             ),
             "whole prompts": batcher(
                 ("left -= compute(self.running[-1], left)", "left -= compute(self.running[-1], 999)")
+            ),
+            "starts whole prompts only": batcher(
+                (
+                    "len(self.running) < self.max_running:",
+                    'len(self.running) < self.max_running and len(self.waiting[0]["text"]) <= left:',
+                )
             ),
             "computes everything again": batcher(('start = request["computed"]', "start = 0")),
             "the token of a piece": batcher((' or request["computed"] < len(request["text"])', "")),
@@ -149,6 +164,15 @@ ANSWERS = {
             ),
             "never frees": bugs(("            self.free.extend(unheld)\n", "")),
             "keeps the names of freed blocks": bugs(("if b not in unheld}", "}")),
+            "drops names of blocks that are held": bugs(("if b not in unheld}", "if b not in blocks}")),
+            "sets memory aside": bugs(
+                (
+                    "    class Engine(BrokenEngine):\n",
+                    "    class Engine(BrokenEngine):\n        def blocks_for(self, request):\n"
+                    '            whole = len(request["tokens"]) + request["left"]\n'
+                    "            return -(-whole // self.block_size)\n\n",
+                ),
+            ),
         },
         "right": {"in start": MENDED_IN_START, "every method anew": MENDED_AT_THE_ROOT},
     },
@@ -156,26 +180,37 @@ ANSWERS = {
         "wrong": {
             "no limit to the queue": design(("max_waiting = int(0.75", "max_waiting = 10_000 + int(0.75")),
             "a budget without a look at TPOT": design(("budget = int((0.9", "budget = 1000 + int((0.9")),
+            "one token too many": design(
+                ("budget = int((0.9 * f", "budget = 1 + int((1.0 * f"),
+            ),
+            "a short queue": design(("max_waiting = int(0.75", "max_waiting = int(0.4")),
+            "answers for nothing": design(("budget / (prompt + answer_tokens)", "budget / prompt")),
+            "steps as long as promised": design(
+                ("answer_tokens) / step_s", 'answer_tokens) / (f["tpot_ms"] / 1000)'),
+                ("* answer_tokens * step_s", '* answer_tokens * f["tpot_ms"] / 1000'),
+            ),
+            "twice as many places": design(("max_running = int(1.2", "max_running = int(2.4")),
+            "as many running as the budget": design(
+                ("max_running = int(1.2", "max_running = budget - 2 + 0 * int(1.2")
+            ),
             "a tiny budget": design(("budget = int((0.9", "budget = 48 + 0 * int((0.9")),
-            "few at a time": design(("max_running = int(1.3", "max_running = 8 + 0 * int(1.3")),
+            "few at a time": design(("max_running = int(1.2", "max_running = 8 + 0 * int(1.2")),
             "nobody waits": design(("max_waiting = int(0.75", "max_waiting = 1 + 0 * int(0.75")),
             "as many as arrive": design(
                 ("served_per_s = budget /", 'served_per_s = f["rate"] + 0 * budget /')
             ),
             "in tokens": design(
                 ("served_per_s = budget / (prompt + answer_tokens)", "served_per_s = budget"),
-                ("int(1.3 * served_per_s", "int(1.3 / (prompt + answer_tokens) * served_per_s"),
+                ("int(1.2 * served_per_s", "int(1.2 / (prompt + answer_tokens) * served_per_s"),
                 ("1000 * served_per_s)", "1000 * served_per_s / (prompt + answer_tokens))"),
             ),
             "running without an eye on the budget": design(
-                ("max_running = int(1.3", "max_running = budget + int(1.3")
+                ("max_running = int(1.2", "max_running = budget + int(1.2")
             ),
         },
         "right": {
             "more in hand": design(("0.9 * f", "0.85 * f"), ("0.75 *", "0.7 *")),
-            "as many running as the budget": design(
-                ("max_running = int(1.3", "max_running = budget - 2 + 0 * int(1.3")
-            ),
+            "as in a textbook": TEXTBOOK_DESIGN,
             "by trial": DESIGN_BY_TRIAL,
         },
     },

@@ -228,7 +228,26 @@ def mended_engine():
     return Mended
 """
 
+TEXTBOOK_DESIGN = """
+import math
+
+seed = 2
+f = napkin("09.admission", seed)
+budget = math.floor((f["tpot_ms"] - f["fixed_ms"]) * 1000 / f["token_us"])
+prompt = (f["least_prompt"] + f["most_prompt"]) / 2
+length = (f["least_answer"] + f["most_answer"]) / 2
+rate = 1000 / f["tpot_ms"] * budget / (prompt + length)
+answer = {
+    "budget": budget,
+    "max_running": math.ceil(rate * length * f["tpot_ms"] / 1000),
+    "max_waiting": math.floor(0.8 * rate * f["ttft_ms"] / 1000),
+    "served_per_s": rate,
+}
+"""
+
 DESIGN_BY_TRIAL = """
+import math
+
 seed = 2
 f = napkin("09.admission", seed)
 tokens = (f["least_prompt"] + f["most_prompt"] + f["least_answer"] + f["most_answer"]) / 2
@@ -242,7 +261,7 @@ budget = max(b for b in range(1, 5000) if step_ms(b) < 0.93 * f["tpot_ms"])
 rate = budget / tokens / step_ms(budget) * 1000
 answer = {
     "budget": budget,
-    "max_running": budget // 2,
+    "max_running": math.ceil(1.1 * budget * (f["least_answer"] + f["most_answer"]) / 2 / tokens),
     "max_waiting": max(n for n in range(2000) if n / rate < 0.65 * f["ttft_ms"] / 1000),
     "served_per_s": round(rate, 1),
 }

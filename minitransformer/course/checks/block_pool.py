@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from minitransformer.course.checking import expect, expect_equal, expect_raises, task
+from minitransformer.course.checking import CheckFailed, expect, expect_equal, expect_raises, task
 
 
 class Shadow:
@@ -48,11 +48,15 @@ class Shadow:
         self.count.update(blocks)
         self.expect_free(f"{self.story}, share({blocks})")
 
-    def free(self, blocks: list[int]):
+    def free(self, blocks: list[int], unless: str = ""):
+        """`unless` says what has gone wrong before, if this goes wrong."""
         shared = any(self.count[b] > 1 for b in blocks)
-        self.pool.free(list(blocks))
+        try:
+            self.pool.free(list(blocks))
+        except CheckFailed as failed:
+            raise CheckFailed(f"For {self.story}: {unless} {failed}" if unless else str(failed)) from None
         self.count.subtract(blocks)
-        why = "A block that others still hold must stay theirs." if shared else ""
+        why = unless or ("A block that others still hold must stay theirs." if shared else "")
         self.expect_free(f"{self.story}, free({blocks})", why)
 
     def refused(self, method: str, blocks: list[int], because: str):
@@ -100,18 +104,31 @@ def directed(pool: Shadow):
     pool.refused("free", [mine[0], mine[2]], "nobody holds the second of them any more")
     pool.refused("free", [mine[0], mine[0]], "it is held once and named twice")
     pool.refused("share", [mine[1], mine[2]], "what nobody holds can't be shared")
+    counted = (
+        f"share({[mine[1], mine[2]]}) was refused and has changed something all the same: block {mine[1]}"
+    )
+    pool.free([mine[1]], f"{counted} has one holder. Look at all blocks before you change any.")
     pool.allocate(16)
-    pool.free(mine[:2])
+    pool.free(mine[:1])
     pool.allocate(16)
 
 
 def copies(pool: Shadow):
+    old = pool.allocate(1)
+    pool.share(old)
+    new = pool.writable(old[0])
+    let_go = (
+        f"writable({old[0]}) gave a copy to one of two holders, so one is left. Does the other let go of it"
+    )
+    pool.free(old, f"{let_go}, once?")
+    pool.free([new])
     mine = pool.allocate(4)
     pool.share(mine)
     pool.share(mine)
     copy = pool.writable(mine[1])
     pool.writable(mine[0])  # nothing left to copy into
-    pool.free([mine[0], copy])
+    changed = f"writable({mine[0]}) found nothing to copy into: three hold it, as before"
+    pool.free([mine[0], copy], f"{changed}.")
     pool.writable(mine[1])
     pool.free(mine)
 

@@ -101,6 +101,8 @@ class World:
         expect(len(tokens) > 0, f"{where}: the row of {name} has no tokens.")
         if tokens != right:
             cause = "Is the token that was made last fed to the model again?"
+            if one.computed < len(one.prompt):
+                cause = "The model's token after a piece of a prompt is no part of the text."
             expect(False, f"{where}: from {start} on the text of {name} is {right}, not {tokens}. {cause}")
 
     def expect_limits(self, where: str, rows: dict[str, list[int]]):
@@ -123,8 +125,15 @@ class World:
             left = f"{self.budget - used} tokens of the budget are left"
             expect(not rest, f"{where}: {left}, and {rest} has a prompt that is not read to its end.")
             free = waiting and len(running) < self.max_running
-            why = "A request that has ended makes room at once; static batching waits for the whole batch."
-            expect(not free, f"{where}: {left} and a place is free, but {waiting[:1]} waits. {why}")
+            expect(
+                not free,
+                f"{where}: {left} and a place is free, but {waiting[:1]} waits. {self.why_waiting()}",
+            )
+
+    def why_waiting(self) -> str:
+        if any(one.ended for one in self.lives.values()):
+            return "A request that has ended makes room at once; static batching waits for the whole batch."
+        return "A prompt that is longer than what is left starts with a piece of it."
 
     def computed(self, rows: dict[str, list[int]]) -> dict[str, int]:
         """The model's part of the step: {name: the token after the row's last one}."""
@@ -188,6 +197,8 @@ class Memory:
         self.num_blocks, self.block_size, self.given = num_blocks, block_size, given
         self.cells: dict[tuple[int, int], int] = {}
         self.first_start: dict[str, int] = {}
+        self.computed: dict[str, int] = {}
+        self.gave_way = False
 
     def run(self):
         now, steps = 0, 40 + 4 * sum(len(one.prompt) + one.max_tokens for one in self.lives.values())
@@ -196,6 +207,8 @@ class Memory:
                 if one.arrival == now:
                     self.engine.add(name, list(one.prompt), one.max_tokens)
             rows = [(n, start, list(ids), list(table)) for n, start, ids, table in self.engine.schedule()]
+            for name, start, _, table in rows:
+                self.expect_found(name, start, table)
             for row in rows:
                 self.write(*row)
             for name, _, _, table in rows:
@@ -207,6 +220,23 @@ class Memory:
         why = "Blocks are lost, or on the free list twice."
         given = f"{self.given}, when all have ended"
         expect_equal(free, list(range(self.num_blocks)), given, [(free, why)], name="the free list")
+
+    def expect_found(self, name: str, start: int, table: list[int]):
+        """A request that starts, or starts again, finds its own text in what it does not compute."""
+        if start == self.computed.get(name):
+            return
+        self.gave_way |= name in self.computed
+        wrong = self.first_wrong(name, table, start)
+        if wrong is not None:
+            what = f"block {table[wrong // self.block_size]} was found by the name of a text that it has lost"
+            cause = "A block that is freed, and dealt out again, must lose its name"
+            expect(False, f"For {self.given}, {name}: {what}. {cause}.")
+
+    def first_wrong(self, name: str, table: list[int], end: int) -> int | None:
+        """The first of the positions before `end` at which the table leads to another token."""
+        text, size = self.lives[name].text[:end], self.block_size
+        came = [self.cells.get((table[i // size], i % size)) for i in range(min(end, size * len(table)))]
+        return next((i for i, (a, b) in enumerate(zip(came, text, strict=False)) if a != b), None)
 
     def write(self, name: str, start: int, ids: list[int], table: list[int]):
         one, where = self.lives[name], f"For {self.given}, {name}"
@@ -228,13 +258,12 @@ class Memory:
         expect(room >= len(one.text), f"{where}: {len(table)} blocks are too few for {len(one.text)} tokens.")
         for i, token in enumerate(ids, start):
             self.cells[table[i // self.block_size], i % self.block_size] = token
+        self.computed[name] = start + len(ids)
 
     def expect_read(self, name: str, table: list[int]):
-        text, size = self.lives[name].text, self.block_size
-        came = [self.cells.get((table[i // size], i % size)) for i in range(len(text))]
-        wrong = next((i for i, (a, b) in enumerate(zip(came, text, strict=True)) if a != b), None)
+        wrong = self.first_wrong(name, table, len(self.lives[name].text))
         if wrong is not None:
-            block = table[wrong // size]
+            block = table[wrong // self.block_size]
             cause = "It was freed while this request held it, and dealt out again."
             what = f"block {block} of its table holds another request's tokens"
             expect(False, f"For {self.given}, {name}: {what}. {cause}")
@@ -270,8 +299,19 @@ def bugs(answer, rng):
     expect(memory.first_start["second"] == 8, f"For {memory.given}, all 9 tokens were computed. {hit}.")
     brief = {"brief": life(stem, 3), "long": life(stem, 12, 1), "late": life(stem[::-1], 8, 4)}
     Memory(make, brief, 12, size, "a request that ends while another shares its blocks").run()
+    again = {"long": life(stem, 12), "brief": life(stem, 3, 1), "again": life(stem, 3, 4)}
+    memory = Memory(
+        make, again, 12, size, "a third request, right after one of two that share blocks has ended"
+    )
+    memory.run()
+    lost = "A block loses its name when the last who holds it lets go, not before"
+    computed = "all 9 tokens were computed, though the first request still held the 8 before the last"
+    expect(memory.first_start["again"] == 8, f"For {memory.given}, {computed}. {lost}.")
     tight = {f"r{i}": life(rng.permutation(VOCAB)[:7].tolist(), 9) for i in range(3)}
-    Memory(make, tight, 6, size, "three requests in memory for one and a half").run()
+    memory = Memory(make, tight, 6, size, "three requests in memory for one and a half")
+    memory.run()
+    aside = "Was memory set aside for whole answers? Then fewer run than memory holds"
+    expect(memory.gave_way, f"For {memory.given}: nobody ever gave way. {aside}.")
     for blocks, size in [(10, 4), (16, 3), (40, 2)]:
         given = f"requests with common beginnings in {blocks} blocks of {size}"
         Memory(make, family(rng, 8, size), blocks, size, given).run()
