@@ -36,6 +36,8 @@ def test_a_notebook_holds_what_a_reader_sees_and_no_more(notebook):
     assert "widgets" not in content["metadata"], "widget state is stored"
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     for cell in content["cells"]:
+        spoilt = [c for c in "".join(cell["source"]) if c < " " and c != "\n"]
+        assert not spoilt, f"{cell['id']}: {spoilt}: was a backslash read as an escape (LaTeX)?"
         assert "execution" not in cell["metadata"], f"cell {cell['id']} holds timings"
         kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
         assert "application/vnd.jupyter.widget-view+json" not in kinds, (
