@@ -16,7 +16,7 @@ from minitransformer.course import checking
 from minitransformer.course.course_files import HERE, notebooks_in, read_notebook, role_of, task_ids, task_of
 
 torch.set_num_threads(1)  # tensors here are tiny, and the machine may be busy
-TIMES = 3  # checks draw fresh inputs, so a verdict that depends on them shows sooner or later
+SEEDS = range(3)  # checks draw their inputs from these: a verdict is the same in every run
 NOTEBOOKS = {path.stem: read_notebook(path) for path in notebooks_in(HERE.solutions)}
 TASKS = [(name, task) for name, notebook in NOTEBOOKS.items() for task in task_ids(notebook)]
 
@@ -37,13 +37,13 @@ def cases(kind: str) -> list:
     ]
 
 
-def verdicts(name: str, task: str, answer: str | dict | None, times: int = 1) -> list:
-    """Runs the set-up and the task's cells, with `answer` in place of the solution's; checks it `times`."""
+def verdicts(name: str, task: str, answer: str | dict | None) -> list:
+    """Runs the set-up and the task's cells, with `answer` in place of the solution's; checks it each time."""
     judged = []
 
     def check(task_id, answer, *, seed=None):
         spec = checking.find_task(task_id)
-        judged.extend(checking.judge_here(spec, answer, seed) for _ in range(times))
+        judged.extend(checking.judge_here(spec, answer, seed, checking.Rng(number)) for number in SEEDS)
 
     names: dict = {"__name__": "__main__"}
     answer_cells = [c for c in NOTEBOOKS[name].cells if role_of(c) == "answer" and task_of(c) == task]
@@ -67,19 +67,19 @@ def run(source: str, names: dict, cell: str):
 
 @pytest.mark.parametrize(("name", "task"), TASKS, ids=[task for _, task in TASKS])
 def test_the_solution_passes(name, task):
-    for verdict in verdicts(name, task, None, TIMES):
+    for verdict in verdicts(name, task, None):
         assert verdict.outcome == "passed", verdict
 
 
 @pytest.mark.parametrize(("name", "task", "source"), cases("right"))
 def test_another_right_answer_passes(name, task, source):
-    for verdict in verdicts(name, task, source, TIMES):
+    for verdict in verdicts(name, task, source):
         assert verdict.outcome == "passed", verdict
 
 
 @pytest.mark.parametrize(("name", "task", "source"), cases("wrong"))
 def test_a_wrong_answer_fails_in_words(name, task, source):
-    for verdict in verdicts(name, task, source, TIMES):
+    for verdict in verdicts(name, task, source):
         assert verdict.outcome == "failed"
         assert len(verdict.paragraph) > 40, "a paragraph that explains"
         assert "could not use" not in verdict.paragraph, f"the check itself stumbled: {verdict}"

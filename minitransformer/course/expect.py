@@ -33,6 +33,7 @@ def expect_close(
     *,
     tolerance: float | None = None,
     dtype: torch.dtype | None = None,
+    terms: torch.Tensor | None = None,
     name: str = "the result",
 ):
     """Fails unless `came` equals `wanted` (a float64 tensor, a number, or a list of them) up to rounding.
@@ -40,13 +41,16 @@ def expect_close(
     The error is norm(came - wanted) / norm(wanted); `tolerance` defaults to what the dtype of `came`
     allows. `dtype`, if given, must be the dtype of `came`. `given` names the input. `likely` holds pairs
     (wrong value, or a function that returns it; what the learner did to get it).
+
+    Where a few terms of both signs are summed they may all but cancel, and rounding is then no small share
+    of the sum. `terms` is what the sum would be with every term positive: the error is a share of its norm.
     """
     if isinstance(wanted, (list, tuple)):
         _expect_each_close(came, wanted, given, tolerance, dtype, name)
         return
     wanted = torch.as_tensor(wanted).detach().double()
     came = _as_tensor(came, wanted, given, name)
-    error = _difference(came, wanted, tolerance, dtype, name)
+    error = _difference(came, wanted, tolerance, dtype, name, terms)
     if error:
         raise CheckFailed(_paragraph(given, error, _cause(came, likely, tolerance)))
 
@@ -186,7 +190,7 @@ def _as_number(came, given: str, name: str) -> float:
     raise CheckFailed(_paragraph(given, f"{name} should be a number, but {show_value(came)} came.", cause))
 
 
-def _difference(came, wanted, tolerance, dtype, name) -> str:
+def _difference(came, wanted, tolerance, dtype, name, terms=None) -> str:
     """What is wrong with the tensor that came, or "" where nothing is."""
     if came.shape != wanted.shape:
         return (
@@ -202,7 +206,8 @@ def _difference(came, wanted, tolerance, dtype, name) -> str:
     if not (came.isfinite() | same).all():
         return _not_finite(came, wanted, same, name)
     gap = torch.where(same, 0.0, came - wanted)
-    scale = torch.where(wanted.isfinite(), wanted, 0.0).norm().item()
+    sizes = wanted if terms is None else terms
+    scale = torch.where(sizes.isfinite(), sizes, 0.0).norm().item()
     error = gap.norm().item() / (scale or 1.0)
     return "" if error <= allowed else _off(came, wanted, gap, error, allowed, name)
 

@@ -108,6 +108,7 @@ ANSWERS = {
                 ),
                 ("return not self.aborted and all", "return all"),
             ),
+            "complete() forgets the abort": transfer(("return not self.aborted and all", "return all")),
             "a block off": transfer(
                 ("positions // size]\n        for cache", "(positions - start) // size]\n        for cache")
             ),

@@ -9,9 +9,8 @@ GIGA, TERA = 1e9, 1e12
 
 @task("00.tokens", "tokens at which both limits meet")
 def tokens(answer, rng):
-    for _ in range(5):
+    for bytes_a_weight in (4, 2, 1, 0.5):
         peak, bandwidth = rng.uniform(1e11, 1e15), rng.uniform(1e10, 8e12)
-        bytes_a_weight = rng.choice([4, 2, 1, 0.5])
         right = peak * bytes_a_weight / (2 * bandwidth)
         given = f"{peak:.3g} FLOP/s, {bandwidth:.3g} B/s and {bytes_a_weight} bytes a weight"
         likely = [

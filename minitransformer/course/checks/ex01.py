@@ -66,6 +66,7 @@ def norm_mistakes(x, weight, eps):
 
 @task("01.rope", "rotary positions")
 def rope(answer, rng):
+    thetas = itertools.cycle(rng.choice(list(itertools.permutations([100.0, 10_000.0, 500_000.0]))))
     for shape, dtype, first in [
         ((1, 2, 5, 8), torch.float32, 0),
         ((2, 1, 1, 16), torch.float32, 37),  # one token, not the first
@@ -74,7 +75,7 @@ def rope(answer, rng):
         ((1, 2, 3, 32), torch.bfloat16, 5000),  # angles that bfloat16 cannot hold
         ((1, 2, 3, 32), torch.float16, 3000),
     ]:
-        theta = rng.choice([100.0, 10_000.0, 500_000.0])
+        theta = next(thetas)
         x = rng.randn(*shape).to(dtype)
         positions = first + torch.sort(rng.permutation(4 * shape[2])[: shape[2]]).values
         given = (
@@ -118,6 +119,7 @@ def attention(answer, rng):
         ((1, 3, 3, 7, 7, 6), torch.float32, 1.0),
         ((2, 8, 2, 1, 1, 32), torch.float32, 1.0),
         ((1, 4, 2, 6, 13, 64), torch.float16, 64.0),  # products beyond float16
+        ((2, 8, 2, 6, 6, 64), torch.float16, 64.0),  # queries that see one key, whose score is far below 0
         ((1, 4, 2, 6, 13, 64), torch.float16, 12.0),  # keys alike: scores that differ in the last digits
     ]:
         q, k, v = (size * rng.randn(B, H, T, D)).to(dtype), rng.randn(B, G, S, D), rng.randn(B, G, S, D)

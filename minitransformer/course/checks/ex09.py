@@ -182,8 +182,10 @@ def batcher(answer, rng):
         (5, 12, 5, 5, 9),
         (12, 25, 12, 4, 2),
     ]:
-        end = rng.randint(0, VOCAB) if count > 4 else -1
-        World(answer, crowd(rng, count, longest, spread), budget, max_running, end).run()
+        lives, end = crowd(rng, count, longest, spread), -1
+        if count > 4:  # a token with which the request that may say the most ends at once
+            end = next_token(max(lives.values(), key=lambda one: one.max_tokens).prompt)
+        World(answer, lives, budget, max_running, end).run()
 
 
 # --- 09.bugs --------------------------------------------------------------------------------------------

@@ -106,7 +106,9 @@ class Transfer:
             expect(message is None, f"{given}: the decode side lacks none of them, so None should come back.")
             return
         size, others = weigh(message)
-        plain = "A message goes over a network: make it of tensors, whole numbers, lists, tuples, dicts."
+        plain = (
+            "A message goes over a network: make it of tensors, whole numbers, strings, lists, tuples, dicts."
+        )
         expect(not others, f"{given}: the message holds {others}. {plain}")
         right = new * 2 * self.case.heads * self.case.dim * self.kv.element_size()
         cause = ""
@@ -169,20 +171,23 @@ class Transfer:
         self.expect_ready(f"For {self.given}, before any message")
         self.deliver(self.messages())
 
-    def run_aborted(self):
-        """Half the messages come, the request is aborted, and its blocks go to somebody else."""
+    def run_aborted(self, share: float):
+        """A share of the messages come, the request is aborted, and its blocks go to somebody else."""
         messages = self.messages()
-        half = len(messages) // 2
-        for *_, message in messages[:half]:
+        count = int(share * len(messages))
+        for *_, message in messages[:count]:
             self.receiver.take(message)
         before = torch.stack([fetch(side) for side in self.kept])
         self.receiver.abort()
-        for *_, message in messages[half:]:
+        for *_, message in messages[count:]:
             self.receiver.take(message)
         came = torch.stack([fetch(side) for side in self.kept])
         why = "Its blocks have gone back to the pool: a late message must not touch them."
         expect(torch.equal(came, before), f"For {self.given}, a message after abort() was written. {why}")
-        expect(not self.receiver.complete(), f"For {self.given}, complete() should be False after abort().")
+        given = f"For {self.given}, aborted after {count} of {len(messages)} messages"
+        expect(
+            not self.receiver.complete(), f"{given}: complete() should be False, whatever had come before."
+        )
 
 
 def weigh(message) -> tuple[int, str]:
@@ -211,4 +216,5 @@ def transfer(answer, rng):
         ends = tuple(int(e) for e in torch.cumsum(rng.randint(1, 9, chunks), 0))
         cached, sizes = rng.randint(0, ends[-1]), (rng.randint(1, 7), rng.randint(1, 7))
         Transfer(sender, receiver, Case(3, 2, 3, ends, cached, sizes), rng).run()
-    Transfer(sender, receiver, CASES[3], rng).run_aborted()
+    for share in (0.5, 1):
+        Transfer(sender, receiver, CASES[3], rng).run_aborted(share)

@@ -163,10 +163,15 @@ def expect_promises(f: dict, answer: dict, jobs: list[Job]):
     pace, remote = pace_of(f, answer["link_gbps"]), [job for job in jobs if job.remote]
     cause = why_pauses(f, pace, jobs) or f"{answer['decode_machines']} decode machines have too many to serve"
     expect(gap >= KEPT, f"The longest pause was kept for {gap:.0%} of requests. {cause}.")
-    full = "A step grows with the requests in it (Little: as many run as arrive in the time of an answer)"
-    local = "and by each prompt that is read there"
+    seconds = LOADS * max(job.arrival for job in jobs)
+    running = sum(job.times[-1] - job.times[0] for job in jobs) / seconds / answer["decode_machines"]
+    full = (
+        f"By Little's law {running:.0f} run at once on each of {answer['decode_machines']} decode machines: "
+        f"a step of {f['step_ms'] + running * f['seq_us'] / 1e3:.1f} ms"
+    )
+    local = "longer by each prompt that is read there, and longer where arrivals bunch"
     expect(tpot >= KEPT, f"TPOT was kept for {tpot:.0%} of requests. {full}, {local}.")
-    busy = sum(pace.prompt(job.uncached) for job in remote) / LOADS / max(job.arrival for job in jobs)
+    busy = sum(pace.prompt(job.uncached) for job in remote) / seconds
     words = f"Prompts sent away keep {busy:.1f} machines busy all the time"
     few = f"and you have {answer['prefill_machines']}: random arrivals need some in hand"
     expect(ttft >= KEPT, f"TTFT was kept for {ttft:.0%} of requests. {words}, {few}.")
