@@ -1,5 +1,8 @@
 """Prefill here, decode there, and still the tokens that a request gets alone: pools of threads."""
 
+import threading
+import time
+
 import pytest
 from disaggregation_pool import (
     MODEL,
@@ -177,6 +180,40 @@ def test_stages_tell_where_the_time_went():
         assert output.workers == {"prefill": "prefill-1", "decode": "decode-0"}
         to_first = stages["queued"] + stages["prefill"] + stages["first_token"]
         assert to_first <= output.ttft_s  # no transfer is in it, and the client's side comes on top
+
+
+def test_a_prompt_is_computed_while_the_step_that_made_room_for_it_goes_on():
+    with Threads(1, 1) as threads:
+        (decode,), (prefill,) = threads.of_kind("decode"), threads.of_kind("prefill")
+        asked, in_time = threading.Event(), []
+        add, run_step = prefill.engine.add, decode.engine._run
+        prefill.engine.add = lambda request: (add(request), asked.set())
+
+        def step_that_waits(rows):
+            if decode.engine.scheduler.loading:  # room was made just now, and somebody else decodes
+                in_time.append(asked.wait(10))
+            return run_step(rows)
+
+        run(threads.llm, [case(0, 40, 5, 2)])
+        asked.clear()
+        decode.engine._run = step_that_waits
+        pair = [case(1, 0, 3, 40), case(2, 40, 9, 4)]  # the first is decoded where it came, from the start
+        outputs = run(threads.llm, pair)
+        assert [output.token_ids for output in outputs] == [answer(one) for one in pair]
+        assert in_time and all(in_time)
+
+
+def test_a_job_that_waits_for_the_end_of_a_step_counts_as_queued():
+    pair, step_s = [case(0, 60, 9, 2), case(1, 60, 9, 2)], 0.4
+    with Threads(1, 1) as threads:
+        (prefill,) = threads.of_kind("prefill")
+        run_step = prefill.engine._run
+        prefill.engine._run = lambda rows: (time.sleep(step_s), run_step(rows))[1]
+        outputs = run(threads.llm, pair)
+        assert [output.token_ids for output in outputs] == [answer(one) for one in pair]
+        later = max(output.stages["queued"] for output in outputs)
+        assert later > step_s  # three steps of the other's come first
+        assert max(output.stages["first_token"] for output in outputs) < step_s / 2
 
 
 def test_times_of_requests_are_told_by_a_colocated_engine_too():

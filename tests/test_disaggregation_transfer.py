@@ -142,7 +142,7 @@ def test_another_model_is_refused_by_name_at_the_handshake(close, changes, words
     decode = close(Decode())
     prefill = close(Prefill(decode, model=small_model(**changes).to(dtype)))
     prefill.compute((prefill.begin("r", 8), 8))
-    ((what, link, reason),) = prefill.inbox.take(10)
+    ((what, link, reason, _),) = prefill.inbox.take(10)
     assert what == "closed" and words in reason and "prefill-0 does not fit here" in reason
     assert [s.job.key for s in prefill.sender.of_link(link)] == ["r"]
 
@@ -228,7 +228,7 @@ def test_a_layer_of_another_size_than_announced_does_not_leave(close, num_tokens
     link = prefill.sender.add(prefill.begin("r", 8), prefill.sender.all()[0].job, 0.0).link
     link.begin((Part("r", 0, 0, 8),))
     link.put(Staged(layer_of(num_tokens), None))
-    ((what, _, reason),) = prefill.inbox.take(10)
+    ((what, _, reason, _),) = prefill.inbox.take(10)
     assert what == "closed" and reason == f"a layer of {num_tokens} tokens, and 8 are announced"
     assert prefill.sender.bytes_sent == decode.receiver.bytes_received == 0
 

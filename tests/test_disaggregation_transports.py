@@ -111,7 +111,7 @@ def test_both_sides_must_go_the_same_way():
     decode = Decode()
     prefill = Prefill(decode, announced="nixl")
     prefill.compute((prefill.begin("r", 8), 8))
-    ((what, _, reason),) = prefill.inbox.take(10)
+    ((what, _, reason, _),) = prefill.inbox.take(10)
     assert what == "closed" and "other transport: nixl against gloo" in reason
     for side in (decode, prefill):
         side.network.close()

@@ -35,7 +35,8 @@ class Decode:
         self.cache = PagedKVCache(model.config, 40, block_size, model.dtype)
         self.blocks = BlockManager(40, block_size)
         self.woken = threading.Event()
-        self.receiver = KVReceiver(self.cache, LINK, self.woken.set)
+        self.told = []
+        self.receiver = KVReceiver(self.cache, LINK, wake=self.woken.set, tell=self.told.append)
         self.network = Network(SECRET, Liveness())
         bound = socket.create_server((HOST, 0))
         self.address = bound.getsockname()

@@ -30,14 +30,19 @@ class DecodeWorker(Worker):
     def _make_connector(self) -> KVReceiver:
         self._flights: dict[str, Flight] = {}
         meeting = Meeting(self.options.host)
-        receiver = KVReceiver(self.engine.cache, self.options.link, lambda: self.inbox.wake())
+        receiver = KVReceiver(
+            self.engine.cache,
+            self.options.link,
+            wake=lambda: self.inbox.wake(),
+            tell=lambda message: self.router.send(message),
+        )
         secret, link = self.network.secret, self.options.link
         self.network.listen(
             self._listening, lambda: Incoming(receiver, meeting, self.fingerprint, secret, link)
         )
         return receiver
 
-    def _take(self, message: Assign | PrefillHere):
+    def _take(self, message: Assign | PrefillHere, came_s: float):
         if isinstance(message, Assign):
             request = self._make_request(message.key, message.spec, message.spec.max_new_tokens)
             self._flights[message.key] = Flight(request, message.attempt)
@@ -49,8 +54,6 @@ class DecodeWorker(Worker):
                 self.engine.scheduler.resume(flight.request)
 
     def _tell(self, requests: list[Request]):
-        for notice in self.connector.take_notices():
-            self.router.send(notice)
         new: list[NewToken] = []
         for request in requests:
             attempt, index = self._flights[request.id].attempt, request.num_output - 1
@@ -72,7 +75,6 @@ class DecodeWorker(Worker):
     def _drop_all(self):
         for key, flight in list(self._flights.items()):
             self._drop(key, flight.attempt)
-        self.connector.take_notices()
 
     def _moved(self) -> tuple[int, float]:
         return self.connector.bytes_received, self.connector.busy_s

@@ -4,36 +4,46 @@ import asyncio
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from minitransformer.disaggregation.channel import Channel, Handler
 from minitransformer.disaggregation.messages import Beat
 from minitransformer.disaggregation.options import Liveness
 
 
-class Inbox(Handler):
-    """Events for the process' main thread, as (what, channel, content): it takes them when it has time.
-
-    what is "opened", "received" (content: the message), "closed" (content: the reason) or "wake".
+class Event(NamedTuple):
+    """what   "opened", "received" (content: the message), "closed" (content: the reason) or "wake"
+    came_s    by `time.perf_counter`
     """
+
+    what: str
+    channel: Channel | None
+    content: object
+    came_s: float
+
+
+class Inbox(Handler):
+    """Events for the process' main thread: it takes them when it has time."""
 
     def __init__(self):
         self._events: queue.SimpleQueue = queue.SimpleQueue()
 
     def opened(self, channel):
-        self._events.put(("opened", channel, None))
+        self._put("opened", channel)
 
     def received(self, channel, message):
-        self._events.put(("received", channel, message))
+        self._put("received", channel, message)
 
     def closed(self, channel, reason):
-        self._events.put(("closed", channel, reason))
+        self._put("closed", channel, reason)
 
     def wake(self):
         """Ends the wait of whoever waits for an event."""
-        self._events.put(("wake", None, None))
+        self._put("wake")
 
-    def take(self, timeout: float) -> list[tuple]:
+    def take(self, timeout: float) -> list[Event]:
         """All events there are; waits up to `timeout` seconds for a first one."""
         events = []
         try:
@@ -42,6 +52,9 @@ class Inbox(Handler):
                 events.append(self._events.get_nowait())
         except queue.Empty:
             return events
+
+    def _put(self, what: str, channel: Channel | None = None, content=None):
+        self._events.put(Event(what, channel, content, time.perf_counter()))
 
 
 class Network:

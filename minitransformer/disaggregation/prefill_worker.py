@@ -26,9 +26,9 @@ class PrefillWorker(Worker):
         link = Outgoing(self.network, self.inbox, address, host, self.options.link)
         return link.start(Hello(self.options.name, self.fingerprint, self.options.link.transport))
 
-    def _take(self, message: Job):
+    def _take(self, message: Job, came_s: float):
         request = self._make_request(message.key, message.spec, len(message.spec.known_ids) + 1)
-        self.connector.add(request, message, time.perf_counter())
+        self.connector.add(request, message, came_s)
         self.engine.add(request)
 
     def _take_from_peer(self, what: str, link: Outgoing, content):

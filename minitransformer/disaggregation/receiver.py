@@ -7,7 +7,7 @@ blocks back at once: nobody writes there any more.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,16 +38,22 @@ class Loading:
 
 
 class KVReceiver(KVConnector):
-    """`wake()` is called when a request is complete, from any thread."""
+    """`wake()` is called when a request is complete, from any thread; `tell` with what the router should know
+    at once, from the engine's: while the step goes on, others can begin with what it has made room for."""
 
-    def __init__(self, cache: PagedKVCache, link: Link, wake):
-        self._cache, self._wake = cache, wake
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        link: Link,
+        wake: Callable[[], None],
+        tell: Callable[[Reserved | Loaded], None],
+    ):
+        self._cache, self._wake, self._tell = cache, wake, tell
         self._on_device = pair_class(link.transport).on_device
         self._assigned: dict[Request, Assign] = {}
         self._loading: dict[tuple[str, int], Loading] = {}
         self._complete: list[Loading] = []
         self._lock = threading.Lock()
-        self.notices: list[Reserved | Loaded] = []  # for the router, in order
         self.bytes_received, self.busy_s = 0, 0.0
 
     def room(self, num_tokens: int) -> torch.Tensor:
@@ -74,20 +80,19 @@ class KVReceiver(KVConnector):
 
     def update_state_after_alloc(self, request: Request, blocks: Sequence[int], num_external: int):
         assign = self._assigned[request]
-        if request.num_preemptions == 0:
-            cached = request.num_computed
-            self.notices.append(Reserved(assign.key, assign.attempt, cached, num_external))
         if num_external > 0:
             with self._lock:
                 loading = Loading(request, assign, request.num_computed)
                 self._loading[assign.key, assign.attempt] = loading
+        if request.num_preemptions == 0:  # told last: what comes in answer finds its place
+            self._tell(Reserved(assign.key, assign.attempt, request.num_computed, num_external))
 
     def get_finished(self) -> list[tuple[Request, int]]:
         with self._lock:
             complete, self._complete = self._complete, []
         for one in complete:
             seconds = time.perf_counter() - one.began_s
-            self.notices.append(Loaded(one.assign.key, one.assign.attempt, one.nbytes, seconds))
+            self._tell(Loaded(one.assign.key, one.assign.attempt, one.nbytes, seconds))
         return [(one.request, one.token) for one in complete]
 
     def request_finished(self, request: Request):
@@ -101,10 +106,6 @@ class KVReceiver(KVConnector):
             if assign is not None:
                 self._loading.pop((assign.key, assign.attempt), None)
             self._complete = [one for one in self._complete if one.request is not request]
-
-    def take_notices(self) -> list[Reserved | Loaded]:
-        notices, self.notices = self.notices, []
-        return notices
 
     # --- what comes, from the threads of the links ----------------------------------------------------
 

@@ -125,9 +125,9 @@ class RemoteEngine:
         """Reads what has come, for which it waits so long, and looks after the connection. Raises
         PoolLost."""
         self._connect_if_lost()
-        for what, channel, content in self._inbox.take(wait_s):
-            if channel is not None and channel is self._channel:
-                self._on(what, content)
+        for event in self._inbox.take(wait_s):
+            if event.channel is not None and event.channel is self._channel:
+                self._on(event.what, event.content)
 
     def finish(self, request: Request, reason: str):
         """Ends a request that the pool need not go on with."""

@@ -17,7 +17,7 @@ from minitransformer.disaggregation.channel import REFUSED, Channel
 from minitransformer.disaggregation.connector import KVConnector
 from minitransformer.disaggregation.fingerprint import fingerprint
 from minitransformer.disaggregation.messages import AttemptFailed, Beat, Drop, Join, Refused, Stop
-from minitransformer.disaggregation.network import Inbox, Network
+from minitransformer.disaggregation.network import Event, Inbox, Network
 from minitransformer.disaggregation.options import WorkerOptions
 from minitransformer.disaggregation.pair import family_of
 from minitransformer.disaggregation.records import Spec
@@ -70,8 +70,9 @@ class Worker:
     def _make_connector(self) -> KVConnector:
         raise NotImplementedError
 
-    def _take(self, message):
-        """A message from the router. A ValueError that it raises fails the attempt it speaks of."""
+    def _take(self, message, came_s: float):
+        """A message from the router, which came at `came_s` and may have waited for the end of a step. A
+        ValueError that it raises fails the attempt it speaks of."""
         raise NotImplementedError
 
     def _take_from_peer(self, what: str, peer, content):
@@ -132,10 +133,10 @@ class Worker:
         except OSError as error:
             return str(error)
         while not self._ends:  # the channel itself gives up when nobody answers
-            for what, _, content in inbox.take(0.1):
-                if what == "closed":
-                    return content
-                if what == "opened":
+            for event in inbox.take(0.1):
+                if event.what == "closed":
+                    return event.content
+                if event.what == "opened":
                     self.router.send(self._introduction())
                     return ""
         return "stopped"
@@ -159,20 +160,20 @@ class Worker:
         """Obeys this router until it is lost."""
         busy = False
         while not self._ends:
-            for what, channel, content in self.inbox.take(0 if busy else IDLE_S):
-                if what == "closed" and channel is self.router:
-                    log.info("%s: the router is lost: %s", self.options.name, content)
+            for event in self.inbox.take(0 if busy else IDLE_S):
+                if event.what == "closed" and event.channel is self.router:
+                    log.info("%s: the router is lost: %s", self.options.name, event.content)
                     return
-                self._on(what, channel, content)
+                self._on(event)
             busy = self._step()
 
-    def _on(self, what: str, channel, content):
-        if what == "received" and channel is self.router:
-            self._obey(content)
-        elif what in ("received", "closed"):
-            self._take_from_peer(what, channel, content)
+    def _on(self, event: Event):
+        if event.what == "received" and event.channel is self.router:
+            self._obey(event.content, event.came_s)
+        elif event.what in ("received", "closed"):
+            self._take_from_peer(event.what, event.channel, event.content)
 
-    def _obey(self, message):
+    def _obey(self, message, came_s: float):
         if isinstance(message, Refused):
             raise CannotServe(message.reason)
         if isinstance(message, Stop):
@@ -183,7 +184,7 @@ class Worker:
             self.router.close(f"a {self.kind} worker has no use for {type(message).__name__}")
         else:
             try:
-                self._take(message)
+                self._take(message, came_s)
             except ValueError as error:
                 self.router.send(AttemptFailed(message.key, message.attempt, str(error)))
 

@@ -122,8 +122,7 @@ class Simulation:
         span = worker.begin(self.now)
         if span is not None:
             self._at(span.end, END, worker.index, self._end, worker, span)
-        else:
-            self._have_computed(worker)
+        self._have_computed(worker)
 
     def _end(self, worker: Worker, span: Span):
         if worker.span is not span or span.end != self.now:  # cut, or lost
@@ -134,7 +133,6 @@ class Simulation:
             self._send(worker, span)
         for request in finished:
             self._finish(worker, request)
-        self._have_computed(worker)
         self._at(self.now, BEGIN, worker.index, self._begin, worker)
 
     def _finish(self, worker: Worker, request: SimulatedRequest):
@@ -155,7 +153,8 @@ class Simulation:
     # --- from prefill to decode ---------------------------------------------------------------------------
 
     def _have_computed(self, decoder: Worker):
-        """Finds prefill workers for requests that have memory now; a worker tells of them after its step."""
+        """Finds prefill workers for requests that have got memory: a worker tells of them as it begins a
+        step. What nobody else can compute takes part in its next one."""
         for request in decoder.new_reservations():
             job, worker = request.job, self.router.choose("prefill", request.job)
             if worker is None:

@@ -153,7 +153,8 @@ class Worker:
             waiting = len(scheduler.waiting)
             rows = scheduler.schedule()
             same = waiting == len(scheduler.waiting) and 0 < len(rows) == len(scheduler.running)
-            new = self.reservations is not None and self.reservations.new  # to be told after a step
+            # Who has just got memory may have to be computed here, from the next step on.
+            new = self.reservations is not None and self.reservations.new
             if new or not (self.fast and self._steady and same and self._nobody_else_can_come()):
                 self.span = self._one_step(now, start, rows) if rows else None
                 return self.span

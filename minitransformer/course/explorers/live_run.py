@@ -72,7 +72,7 @@ class Life:
         """(stage, start, end), one after another from `due` to the last token.
 
         Until the engine has heard of the request it is queued; the way of its first token to the router
-        ("first_token") counts as queued too, for it is waiting. Empty where there are no stages.
+        ("first_token"), too short to see, counts as queued too. Empty where there are no stages.
         """
         if not self.stages:
             return []
