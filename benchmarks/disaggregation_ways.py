@@ -30,10 +30,15 @@ STAGES = ("queued", "prefill", "first_token", "transfer", "decode", "receiving")
 
 @dataclass(frozen=True)
 class Served:
-    """What a run brought: when tokens came, and seconds in each stage in the median."""
+    """What a run brought: when tokens came, and the seconds of each request in each stage."""
 
     trace: Trace
-    stages: dict[str, float]
+    each: list[dict[str, float]]
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Medians over the requests."""
+        return {name: statistics.median(one[name] for one in self.each) for name in STAGES}
 
 
 def folder_of(config: ModelConfig, folder: Path, seed: int, dtype: torch.dtype = torch.float32):
@@ -62,7 +67,7 @@ def serve(llm: DisaggregatedLLM, load: Sequence[Ask]) -> Served:
     """Asks everything when it is due; times are those at which the client had each token."""
     token_s: list[list[float]] = [[] for _ in load]
     number_of: dict[str, int] = {}
-    stages: list[dict[str, float]] = []
+    stages: list[dict[str, float]] = [{} for _ in load]
     pending = deque(sorted(range(len(load)), key=lambda i: load[i].due_s))
     start = time.perf_counter()
     waker = _Waker(llm, [start + ask.due_s for ask in load])
@@ -72,14 +77,14 @@ def serve(llm: DisaggregatedLLM, load: Sequence[Ask]) -> Served:
             sampling = SamplingParams(max_tokens=load[i].new_tokens)
             number_of[llm.add_request(load[i].prompt, sampling)] = i
         for output in llm.step():
-            token_s[number_of[output.request_id]].append(time.perf_counter() - start)
+            i = number_of[output.request_id]
+            token_s[i].append(time.perf_counter() - start)
             if output.finished:
                 if output.error is not None:
                     raise RuntimeError(output.error)
-                stages.append(output.stages)
+                stages[i] = output.stages
     waker.join()
-    medians = {name: statistics.median(one[name] for one in stages) for name in STAGES}
-    return Served(Trace([ask.due_s for ask in load], token_s), medians)
+    return Served(Trace([ask.due_s for ask in load], token_s), stages)
 
 
 def moved_bytes(llm: DisaggregatedLLM) -> int:

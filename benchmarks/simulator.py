@@ -5,7 +5,8 @@
 The bundled model serves loads of several kinds. Before and after each of them, steps of chosen shapes are
 timed, and what the simulator knows of the machine is fitted to those: its limits, measured at the
 beginning, and the four numbers of `simulate.calibrate`. Then it is asked when every token of the load
-should have come. No figure of a load is fitted to any load.
+should have come. No figure of a load is fitted to any load. The same is done with a disaggregated pool
+(simulator_pool.py), which takes some minutes more.
 
 All runs in rounds. A round's error is that of its own calibration, so a machine whose speed drifts from
 one minute to the next is compared with itself; the figures are medians over the rounds.
@@ -17,18 +18,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.report import about, console, show_table, write_json
-from benchmarks.serving_load import Trace
-from benchmarks.simulator_loads import KINDS, Kind, as_load, asks_of, serve
+from benchmarks.simulator_loads import KINDS, Kind, as_load, asks_of, medians, serve
+from benchmarks.simulator_pool import POOL_KINDS, PoolKind, pool_rounds
 from benchmarks.simulator_steps import timed_steps, typical, wake_seconds
 from minitransformer import Transformer, load_pretrained
 from minitransformer.roofline import Device
 from minitransformer.roofline.measure import device_name, matmul_rate, memory_bandwidths
 from minitransformer.serving import LLM
-from minitransformer.simulate import Replica, Report, colocated, simulate
+from minitransformer.simulate import Replica, colocated, simulate
 from minitransformer.simulate.calibrate import fit_steps
 
 CPU = torch.device("cpu")
@@ -57,20 +57,9 @@ def one_round(
         waking = wake_seconds(model, fitted, seed)
         fitted = replace(fitted, efficiency=replace(fitted.efficiency, wake_s=waking))
         report = simulate(as_load(asks, kind.shared), colocated(fitted))
-        found.append(medians(kind, trace, report))
+        found.append(medians(kind.name, kind.scheduling, trace, report))
         before = after
     return found
-
-
-def medians(kind: Kind, trace: Trace, report: Report) -> dict:
-    """Seconds, measured and simulated."""
-    return {
-        "load": kind.name,
-        "scheduling": kind.scheduling,
-        "requests": len(trace.due_s),
-        "TTFT": (statistics.median(trace.ttft_s), float(np.median(report.ttft))),
-        "TPOT": (statistics.median(trace.tpot_s), float(np.nanmedian(report.tpot))),
-    }
 
 
 def measure(
@@ -79,12 +68,15 @@ def measure(
     rounds: int = 3,
     seconds: float = 60.0,
     *,
+    pool_kinds: Sequence[PoolKind] = POOL_KINDS,
+    pool_requests: int = 24,
     threads: int = 1,
     seed: int = 0,
 ) -> dict:
-    """All rounds, in about so many seconds, and their summary.
+    """All rounds of the engine, in about so many seconds, those of the pool, and their summary.
 
-    threads   of PyTorch: so small a model needs no more, and one alone is disturbed least
+    pool_requests   of each load of `pool_kinds`
+    threads         of PyTorch: so small a model needs no more, and one alone is disturbed least
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -96,9 +88,12 @@ def measure(
         for number in range(rounds):
             with console.status(f"simulator: round {number + 1} of {rounds}"):
                 results.append(one_round(model, device, kinds, each, seed + number))
+        with console.status("simulator: a disaggregated pool"):
+            pool_results = pool_rounds(device, pool_kinds, pool_requests, rounds, seed)
     finally:
         torch.set_num_threads(before)
-    return {"threads": threads, "rounds": results, "loads": summary(results)}
+    loads = summary(results) + summary(pool_results)
+    return {"threads": threads, "rounds": results, "pool rounds": pool_results, "loads": loads}
 
 
 def summary(rounds: Sequence[Sequence[dict]]) -> list[dict]:
@@ -128,7 +123,7 @@ def show(found: dict):
 
 NOTES = (
     "Medians over requests, then over rounds. The simulator knows\nthe machine's limits and steps of other "
-    "shapes, timed right before and after each load."
+    "shapes, timed right before and after each load.\n1P1D: a prefill and a decode worker, each a process."
 )
 
 
@@ -136,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line: measures, prints the table, writes the file."""
     parser = argparse.ArgumentParser(prog="benchmarks.simulator", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60, help="of all rounds together, about")
+    parser.add_argument("--seconds", type=float, default=60, help="of the engine's rounds together, about")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)

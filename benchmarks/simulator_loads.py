@@ -1,5 +1,6 @@
 """Loads that the running engine and the simulator both get: kinds of them, and who serves them."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from benchmarks.serving_load import Ask, Lengths, Trace, at_random, mixed_load
 from benchmarks.serving_ways import arrivals
 from minitransformer import SamplingParams, Transformer
 from minitransformer.serving import LLM
-from minitransformer.simulate import Bursty, Load, Replica, colocated, simulate
+from minitransformer.simulate import Bursty, Load, Replica, Report, colocated, simulate
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ def as_load(asks: Sequence[Ask], shared: int) -> Load:
         session=count if shared else np.full(len(asks), -1),
         system_tokens=shared,
     )
+
+
+def medians(name: str, scheduling: str, trace: Trace, report: Report) -> dict:
+    """Of a load that was served and simulated: seconds, measured and simulated."""
+    return {
+        "load": name,
+        "scheduling": scheduling,
+        "requests": len(trace.due_s),
+        "TTFT": (statistics.median(trace.ttft_s), float(np.median(report.ttft))),
+        "TPOT": (statistics.median(trace.tpot_s), float(np.nanmedian(report.tpot))),
+    }
 
 
 def asks_of(kind: Kind, model: Transformer, replica: Replica, seconds: float, seed: int) -> list[Ask]:

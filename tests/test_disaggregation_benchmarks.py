@@ -60,7 +60,7 @@ def test_the_router_answers_every_empty_request():
 def test_goodput_counts_those_who_kept_both_promises():
     trace = Trace([0.0, 1.0, 1.0], [[1.0, 2.0, 3.0], [4.0, 4.5], [2.0, 9.0, 10.0]])
     sizes = Sizes(promises={"both": Promise(2.0, 2.0), "ttft alone": Promise(2.0, 100.0)})
-    served = Served(trace, dict.fromkeys(STAGES, 0.0))
+    served = Served(trace, [dict.fromkeys(STAGES, 0.0)])
     found = figures(served, 0, Alone(1.0, ttft_s=1.0, tpot_s=0.5), sizes, Line(0.0, 1.0, (), ()))
     # TTFT 1, 3, 1 of 2 allowed; TPOT 1, 0.5, 4 of 1 allowed; ten seconds
     assert found["goodput"] == {"both": 0.1, "ttft alone": 0.2}
