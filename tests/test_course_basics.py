@@ -237,3 +237,12 @@ def test_a_picture_is_a_png_where_a_browser_is_at_hand():
     if picture is None:
         pytest.skip("not verified: kaleido or a browser is missing")
     assert picture.startswith(b"\x89PNG") and len(picture) > 2000
+
+
+def test_without_a_browser_there_are_no_pictures_and_nothing_waits_for_one(monkeypatch, capsys):
+    pytest.importorskip("kaleido", reason="not verified: kaleido is not installed")
+    from choreographer.browsers.chromium import Chromium
+
+    monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)
+    assert figures._renderer.__wrapped__() is None
+    assert "no static pictures: there is no Chromium" in capsys.readouterr().out

@@ -57,7 +57,11 @@ def _renderer():
     """kaleido with its browser running (0.3 s a picture instead of 5), or None."""
     try:
         import kaleido
+        from choreographer.browsers.chromium import Chromium  # what kaleido finds its browser with
     except ImportError:
+        return None
+    if Chromium.find_browser(skip_local=False) is None:  # kaleido's server would wait for one for ever
+        print("no static pictures: there is no Chromium or Chrome")
         return None
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     page = kaleido.PageGenerator(plotly=script.as_uri(), mathjax=False)  # nothing from the network
