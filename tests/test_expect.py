@@ -148,3 +148,19 @@ def test_a_choice_is_explained_when_wrong():
     expect_choice("x", "x", ["x", "y"], {})
     assert "Because" in message(expect_choice, "y", "x", ["x", "y"], {"y": "because"})
     assert '"x", "y"' in message(expect_choice, "z", "x", ["x", "y"], {})
+
+
+def test_a_sum_whose_terms_cancel_is_judged_by_its_terms():
+    x = torch.tensor([1.0, -1.0 + 1e-4], dtype=torch.float64)
+    wanted, rounded = x.sum(), (x.sum() + 1e-7).float()
+    with pytest.raises(CheckFailed):
+        expect_close(rounded, wanted)
+    expect_close(rounded, wanted, terms=x.abs().sum())
+    with pytest.raises(CheckFailed):
+        expect_close(rounded + 1e-4, wanted, terms=x.abs().sum())
+    with pytest.raises(CheckFailed):  # an infinity among the terms excuses nothing
+        expect_close(
+            torch.tensor([2.0, -torch.inf]),
+            torch.tensor([1.0, -torch.inf]),
+            terms=torch.tensor([2.0, torch.inf]),
+        )

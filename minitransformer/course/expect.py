@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 
+from minitransformer.course.words import as_paragraph, dtype_of, quoted, shape_of, show_value, why_none
+
 # Relative error that rounding alone may cause, as norm(came - wanted) / norm(wanted), by the dtype of
 # what came. float64 gets no less than float32: computing inside in float32 is a right answer too.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 1e-2}
@@ -43,7 +45,8 @@ def expect_close(
     (wrong value, or a function that returns it; what the learner did to get it).
 
     Where a few terms of both signs are summed they may all but cancel, and rounding is then no small share
-    of the sum. `terms` is what the sum would be with every term positive: the error is a share of its norm.
+    of the sum. `terms` (not for lists) is the sum with every term made positive: the error is a share of its
+    norm.
     """
     if isinstance(wanted, (list, tuple)):
         _expect_each_close(came, wanted, given, tolerance, dtype, name)
@@ -52,7 +55,7 @@ def expect_close(
     came = _as_tensor(came, wanted, given, name)
     error = _difference(came, wanted, tolerance, dtype, name, terms)
     if error:
-        raise CheckFailed(_paragraph(given, error, _cause(came, likely, tolerance)))
+        raise CheckFailed(as_paragraph(given, error, _cause(came, likely, tolerance)))
 
 
 def expect_equal(came, wanted, given: str = "", likely: Iterable = (), *, name: str = "the result"):
@@ -63,9 +66,9 @@ def expect_equal(came, wanted, given: str = "", likely: Iterable = (), *, name: 
     if _plain(came) == _plain(wanted):
         return
     cause = next((why for value, why in likely if _plain(_value(value)) == _plain(came)), "")
-    cause = cause or _why_none(came)
+    cause = cause or why_none(came)
     error = f"{name} should be {show_value(wanted)}, but {show_value(came)} came."
-    raise CheckFailed(_paragraph(given, _first_difference(came, wanted, name) or error, cause))
+    raise CheckFailed(as_paragraph(given, _first_difference(came, wanted, name) or error, cause))
 
 
 def expect_number(
@@ -94,7 +97,7 @@ def expect_number(
     if wanted and value > 0:
         times, more = value / wanted, value - wanted
         error += f", which is {times:.3g} times as much" if abs(times - 1) > 0.05 else f" ({more:+,.3g})"
-    raise CheckFailed(_paragraph(given, f"{error}.", cause))
+    raise CheckFailed(as_paragraph(given, f"{error}.", cause))
 
 
 def expect_numbers(
@@ -108,10 +111,10 @@ def expect_numbers(
 ):
     """The same for a dict of named numbers: every name of `wanted` must be there and right."""
     if not isinstance(came, Mapping):
-        error = f"the answer should be a dict with {_names(wanted)}, but {show_value(came)} came."
-        raise CheckFailed(_paragraph(given, error, _why_none(came)))
+        error = f"the answer should be a dict with {quoted(wanted)}, but {show_value(came)} came."
+        raise CheckFailed(as_paragraph(given, error, why_none(came)))
     missing = [key for key in wanted if key not in came]
-    expect(not missing, _paragraph(given, f"the answer lacks {_names(missing)}.", ""))
+    expect(not missing, as_paragraph(given, f"the answer lacks {quoted(missing)}.", ""))
     for key, number in wanted.items():
         expect_number(
             came[key],
@@ -128,9 +131,9 @@ def expect_choice(came, right: str, options: Iterable[str], why: Mapping[str, st
     """Fails unless the learner chose `right`; `why` explains each wrong option."""
     options = list(options)
     if came not in options:
-        error = f"the answer should be one of {_names(options)}, but {show_value(came)} came."
-        raise CheckFailed(_paragraph(given, error, _why_none(came)))
-    expect(came == right, _paragraph(given, f'"{came}" is not the best choice.', why.get(came, "")))
+        error = f"the answer should be one of {quoted(options)}, but {show_value(came)} came."
+        raise CheckFailed(as_paragraph(given, error, why_none(came)))
+    expect(came == right, as_paragraph(given, f'"{came}" is not the best choice.', why.get(came, "")))
 
 
 def expect_raises(error: str, call: Callable, given: str = "", because: str = ""):
@@ -142,29 +145,14 @@ def expect_raises(error: str, call: Callable, given: str = "", because: str = ""
             return
         raise
     text = f"a {error} should be raised, but {show_value(came)} came back."
-    raise CheckFailed(_paragraph(given, text, because))
-
-
-def show_value(value) -> str:
-    """A value in a few words, however large it is."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() <= 8 and value.dim() <= 1 and not value.is_floating_point():
-            return f"{_short(str(value.tolist()))} (a tensor of {_dtype(value)})"
-        if value.numel() == 1:
-            return f"{value.item():.6g} (a tensor of shape {_shape(value)})"
-        return f"a tensor of shape {_shape(value)} and dtype {_dtype(value)}"
-    if isinstance(value, np.ndarray):
-        return f"a numpy array of shape {tuple(value.shape)}"
-    if isinstance(value, (list, tuple)) and len(repr(value)) > 120:
-        return f"a {type(value).__name__} of {len(value)} elements"
-    return _short(repr(value))
+    raise CheckFailed(as_paragraph(given, text, because))
 
 
 def _expect_each_close(came, wanted, given, tolerance, dtype, name):
     if not isinstance(came, (list, tuple)) or len(came) != len(wanted):
         amount = f"{len(came)} values" if isinstance(came, (list, tuple)) else show_value(came)
         error = f"{name} should be {len(wanted)} values, but {amount} came."
-        raise CheckFailed(_paragraph(given, error, _why_none(came)))
+        raise CheckFailed(as_paragraph(given, error, why_none(came)))
     for i, (one, right) in enumerate(zip(came, wanted, strict=True)):
         expect_close(one, right, given, tolerance=tolerance, dtype=dtype, name=f"value {i} of {name}")
 
@@ -175,31 +163,30 @@ def _as_tensor(came, wanted: torch.Tensor, given: str, name: str) -> torch.Tenso
         return came.detach()
     if isinstance(came, (int, float)) and not isinstance(came, bool) and wanted.dim() == 0:
         return torch.tensor(came, dtype=torch.float64)
-    should = "a number" if wanted.dim() == 0 else f"a torch tensor of shape {_shape(wanted)}"
+    should = "a number" if wanted.dim() == 0 else f"a torch tensor of shape {shape_of(wanted)}"
     error = f"{name} should be {should}, but {show_value(came)} came."
-    raise CheckFailed(_paragraph(given, error, _why_none(came)))
+    raise CheckFailed(as_paragraph(given, error, why_none(came)))
 
 
 def _as_number(came, given: str, name: str) -> float:
     if isinstance(came, torch.Tensor) and came.numel() == 1:
         came = came.item()
     if isinstance(came, (int, float)) and not isinstance(came, bool):
-        expect(math.isfinite(came), _paragraph(given, f"{name} should be a number, but {came} came.", ""))
+        expect(math.isfinite(came), as_paragraph(given, f"{name} should be a number, but {came} came.", ""))
         return came
-    cause = "Give the number alone, without its unit." if isinstance(came, str) else _why_none(came)
-    raise CheckFailed(_paragraph(given, f"{name} should be a number, but {show_value(came)} came.", cause))
+    cause = "Give the number alone, without its unit." if isinstance(came, str) else why_none(came)
+    raise CheckFailed(as_paragraph(given, f"{name} should be a number, but {show_value(came)} came.", cause))
 
 
 def _difference(came, wanted, tolerance, dtype, name, terms=None) -> str:
     """What is wrong with the tensor that came, or "" where nothing is."""
     if came.shape != wanted.shape:
-        return (
-            f"{name} should have shape {_shape(wanted)}, but {_shape(came)} came.{_shape_hint(came, wanted)}"
-        )
+        should = f"{name} should have shape {shape_of(wanted)}, but {shape_of(came)} came."
+        return should + _shape_hint(came, wanted)
     if dtype is not None and came.dtype != dtype:
-        return f"{name} should be of dtype {str(dtype)[6:]}, but {_dtype(came)} came."
+        return f"{name} should be of dtype {str(dtype)[6:]}, but {dtype_of(came)} came."
     if came.dtype.is_complex:
-        return f"{name} should hold real numbers, but {_dtype(came)} came."
+        return f"{name} should hold real numbers, but {dtype_of(came)} came."
     allowed = _allowed(came, tolerance)
     came = came.double()
     same = came == wanted  # infinite where infinity is right: nothing to subtract there
@@ -290,36 +277,3 @@ def _plain(value):
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return (bool, value) if isinstance(value, bool) else value
-
-
-def _why_none(came) -> str:
-    return "Is a `return` missing?" if came is None else ""
-
-
-def _paragraph(given: str, error: str, cause: str) -> str:
-    start = f"For {given}, " if given else ""
-    text = " ".join(part for part in (start + error, _sentence(cause)) if part)
-    return text[:1].upper() + text[1:]
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    if not text:
-        return ""
-    return text[:1].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
-
-
-def _short(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return str(list(tensor.shape))
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -10,8 +10,9 @@ import traceback
 from itertools import islice
 
 from minitransformer.course.builders import Built
-from minitransformer.course.expect import CheckFailed, show_value
+from minitransformer.course.expect import CheckFailed
 from minitransformer.course.wire import BadMessage, Handle, NotPlain, pack, unpack
+from minitransformer.course.words import show_value
 
 STUB = "your code here"
 # How a frame of the learner's own cell is told from one of torch or of this package.
