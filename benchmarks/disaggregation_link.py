@@ -35,13 +35,12 @@ class Line:
 
     @classmethod
     def through(cls, measured: list[tuple[int, float]]) -> "Line":
-        """Least squares of relative errors over every other size. Raises RuntimeError where more bytes do not
-        take longer: the machine has something else to do."""
+        """Least squares of relative errors over every other size, neither number below zero."""
         sizes, seconds = (np.array(column, dtype=float) for column in zip(*measured[::2], strict=True))
         columns = np.stack([np.ones_like(sizes), sizes], axis=1) / seconds[:, None]
         latency, per_byte = np.linalg.lstsq(columns, np.ones_like(sizes), rcond=None)[0]
-        if per_byte <= 0:
-            raise RuntimeError("more bytes took less time: the machine is too busy to measure its link")
+        if per_byte <= 0:  # more bytes took less time, on a machine that has other things to do
+            latency, per_byte = 0.0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()
         line = cls(max(float(latency), 0.0), 1 / float(per_byte), tuple(measured), ())
         errors = tuple(abs(line.seconds(n) / s - 1) for n, s in measured[1::2])
         return cls(line.latency_s, line.bandwidth, line.measured, errors)

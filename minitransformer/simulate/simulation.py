@@ -199,9 +199,15 @@ class Simulation:
             self._nudge(worker)
 
     def _leave_decoder(self, job: Job):
-        """A request that waits or loads gives back its place where it would have been decoded."""
-        job.here.worker.leave(job.here, "abort")
-        self._nudge(job.here.worker)
+        """A request that waits or loads gives back its place where it would have been decoded: a worker in a
+        step hears of it afterwards."""
+        request, worker = job.here, job.here.worker
+        if worker.span is None:
+            worker.leave(request, "abort")
+        else:
+            request.cancelled = True
+            self._cancelled[worker].append(request)
+        self._nudge(worker)
 
     # --- replicas die -------------------------------------------------------------------------------------
 
