@@ -60,7 +60,7 @@ def test_aggregation_wins_on_tight_ttft_and_disaggregation_on_tight_tpot():
         replica,
         4,
         NVLINK,
-        rates=np.geomspace(0.86, 4.5, 15),
+        rates=np.geomspace(0.86, 4.5, 30),
         ttfts=(3 * ttft, 30 * ttft),
         tpots=(1.3 * tpot, 5 * tpot),
         processes=1,
