@@ -58,7 +58,7 @@ def test_padding_that_repeats_the_last_token_changes_nothing():
     out = paged_prefill(q, k, v, table, positions)
     assert_close(out[0], wanted[0])
     assert_close(out[1, :9], wanted[1, :9])
-    assert torch.equal(out[1, 9:], out[1, 8:9].expand(28, -1, -1))
+    assert_close(out[1, 9:], wanted[1, 8:9].expand(28, -1, -1))  # to rounding: a row's place may change it
 
 
 def test_what_no_query_sees_may_be_anything():
