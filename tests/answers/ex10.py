@@ -108,6 +108,20 @@ ANSWERS = {
                 ),
                 ("return not self.aborted and all", "return all"),
             ),
+            "ready before it is written": transfer(
+                (
+                    "        for cache, new in zip(self.caches, kv, strict=True):",
+                    "        self.has[layer].update(positions.tolist())\n"
+                    "        new = layer, blocks, positions % size, kv\n"
+                    "        self.late = [*getattr(self, 'late', []), new]\n"
+                    "        for at, held, slots, both in self.late if self.complete() else []:\n"
+                    "          for cache, new in zip(self.caches, both, strict=True):",
+                ),
+                (
+                    "            cache[layer, blocks, positions % size] = new",
+                    "            cache[at, held, slots] = new",
+                ),
+            ),
             "complete() forgets the abort": transfer(("return not self.aborted and all", "return all")),
             "a block off": transfer(
                 ("positions // size]\n        for cache", "(positions - start) // size]\n        for cache")

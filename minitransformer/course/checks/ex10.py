@@ -140,13 +140,27 @@ class Transfer:
         lacking = [self.case.tokens - self.case.cached - len(has) for has in self.has]
         for layer, lacks in enumerate(lacking):
             came = self.receiver.layer_ready(layer)
-            why = "A message that comes twice brings nothing new." if lacks and came else ""
+            why = (
+                "Messages come twice, and later ones first: count the tokens that are here." if lacks else ""
+            )
             should = f"layer_ready({layer}) should be {lacks == 0}: {lacks} tokens are not there yet"
             expect(came == (lacks == 0), f"{given}: {should}, but {came!r} came. {why}".rstrip())
+        self.expect_written([layer for layer, lacks in enumerate(lacking) if not lacks], given)
         came, whole = self.receiver.complete(), not any(lacking)
         expect(
             came == whole, f"{given}: complete() should be {whole}, with {lacking} tokens lacking by layer."
         )
+
+    def expect_written(self, layers: list[int], given: str):
+        """A layer that is said to be ready can be read."""
+        came, wanted = torch.stack([fetch(side) for side in self.kept]), self.wanted()
+        untouched = (came == self.there.memory) & (wanted != self.there.memory)
+        late = "but not all of its keys and values are in the cache, where this side's table has them"
+        for layer in layers:
+            expect(
+                not untouched[:, layer].any(),
+                f"{given}: layer_ready({layer}) is True, {late}. A step could read it now.",
+            )
 
     def wanted(self) -> torch.Tensor:
         memory = self.there.memory.clone()
