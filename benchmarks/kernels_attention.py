@@ -6,6 +6,7 @@ themselves in a cache.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,16 @@ from minitransformer.kernels import (
     paged_prefill,
     paged_prefill_reference,
 )
-from minitransformer.kernels.splits import choose_num_splits, occupancy, sm_count
+from minitransformer.kernels.attention_configs import decode_configs, decode_shared_bytes
+from minitransformer.kernels.split_keys import rows_of_tile
+from minitransformer.kernels.splits import choose_num_splits, occupancy, places
+from minitransformer.kernels.tuning import Config
 from minitransformer.roofline import Cost
 
 BACKENDS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 HEADS = (32, 8, 128)  # query heads, key/value heads, head dim of a model of about 8 billion parameters
 CHECKED = 128  # queries at each end that are compared with float64: all scores would take gigabytes
 BLOCK = 16  # tokens of a cache block
-BLOCK_S = 64  # keys that flash_decode reads in one step, of its default configuration
 
 
 @item("flash_attention")
@@ -109,9 +112,9 @@ def paged_prompt_pieces(bench: Bench) -> list[dict]:
             q[:1, few].double(), *(x.double() for x in cache), table[:1], positions[:1, few]
         )
         error = relative_error(paged_prefill(*paged)[:1, few], exact)
-        ours = captured(lambda paged=paged: paged_prefill(*paged), bench.device)
         in_one_piece = lambda q=q.transpose(1, 2), kv=whole: flash_attention(q, *kv)  # noqa: E731
-        timing = against(bench, ours, {"flash_attention": captured(in_one_piece, bench.device)})
+        ours = lambda paged=paged: paged_prefill(*paged)  # noqa: E731
+        timing = against(bench, ours, {"flash_attention": in_one_piece})
         pairs = sum(range(cached + 1, context + 1))  # of a query and a key that it sees
         moved = (2 * q.numel() + 2 * batch * context * G * D) * bench.dtype.itemsize
         limit = bench.beside_limit(Cost(4 * batch * H * D * pairs, moved), timing["measured_s"])
@@ -122,26 +125,45 @@ def paged_prompt_pieces(bench: Bench) -> list[dict]:
 
 @item("num_splits")
 def num_splits(bench: Bench) -> list[dict]:
-    """flash_decode over the number of splits, beside what the model of busy SMs says of each."""
-    sms = 4 if bench.small else sm_count(bench.device)
+    """flash_decode over the number of splits, beside what the model of busy SMs says of each.
+
+    In blocks so large that one program fills the shared memory of an SM, as the model has it.
+    """
+    config = _largest(bench)
+    at_once = 4 if bench.small else places(bench.device, *_needs(bench, config))
     sweep = (1, 2) if bench.small else (1, 2, 4, 8, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128)
     rows = []
     for batch, context in _caches(bench)[:2]:
         q, k, v = _decode_inputs(bench, batch, context)
         exact = flash_decode_reference(q.double(), k.double(), v.double())
-        programs, blocks = batch * k.shape[1], -(-context // BLOCK_S)
-        chosen = choose_num_splits(programs, sms, blocks)
+        programs, blocks = batch * k.shape[1], -(-context // config["BLOCK_S"])
+        chosen = choose_num_splits(programs, at_once, blocks)
         for splits in sorted({*sweep, chosen}):
-            run = lambda splits=splits, q=q, k=k, v=v: flash_decode(q, k, v, num_splits=splits)  # noqa: E731
+            run = partial(flash_decode, q, k, v, num_splits=splits, config=config)
             error = relative_error(run(), exact)
-            model = occupancy(programs, sms, blocks, splits)
-            row = {"batch": batch, "context": context, "sms": sms, "splits": splits}
+            model = occupancy(programs, at_once, blocks, splits)
+            row = {"batch": batch, "context": context, "places": at_once, "splits": splits}
             row |= {"chosen": splits == chosen, "waves": model.waves, "busy": model.busy}
             row |= bench.beside_limit(
                 _decode_cost(bench, batch, context), bench.time(captured(run, bench.device))
             )
             rows.append(row | {"error": error, "ok": error < LIMITS[q.dtype]})
     return rows
+
+
+def _largest(bench: Bench) -> Config:
+    """The configuration of a decode step that takes the most shared memory among those that fit here."""
+    configs = decode_configs(_heads(bench)[2], bench.dtype)
+    if bench.device.type == "cuda":
+        most = torch.cuda.get_device_properties(bench.device).shared_memory_per_block_optin
+        configs = [config for config in configs if _needs(bench, config)[0] <= most]
+    return max(configs, key=lambda config: _needs(bench, config)[0])
+
+
+def _needs(bench: Bench, config: Config) -> tuple[int, int]:
+    """Bytes of shared memory and warps of one program of flash_decode."""
+    H, G, D = _heads(bench)
+    return decode_shared_bytes(config, rows_of_tile(H // G), D, bench.dtype), config.num_warps
 
 
 def _caches(bench: Bench) -> list[tuple[int, int]]:
@@ -186,9 +208,8 @@ def _verdict(value: float, target: float, error: float, dtype: torch.dtype) -> d
 
 
 def _timing(bench: Bench, ours: Callable, library: Callable) -> dict:
-    """Ours against PyTorch's backends, each as one request to the GPU."""
-    ways = {name: captured(run, bench.device) for name, run in _backends(library).items()}
-    return against(bench, captured(ours, bench.device), ways)
+    """Ours against PyTorch's backends."""
+    return against(bench, ours, _backends(library))
 
 
 def _backends(call: Callable) -> dict[str, Callable]:

@@ -97,7 +97,7 @@ def test_a_record_stands_beside_the_model_of_its_own_gpu():
     limits = device_fields(replace(H100, name="Imaginary GPU", bandwidth=4e12))
     seconds = {1: ONE.cache_bytes / 4e12 / 0.05, 16: ONE.cache_bytes / 4e12 / 0.75}  # 5% and 75%
     rows = [
-        {"batch": 1, "context": 65_536, "sms": 100, "splits": n, "measured_s": took}
+        {"batch": 1, "context": 65_536, "places": 100, "splits": n, "measured_s": took}
         for n, took in seconds.items()
     ]
     record = {

@@ -6,7 +6,7 @@ import torch
 from kernel_checks import ARCHS, assert_no_spills, compile_launches, recorded_launches
 
 from minitransformer.kernels import flash_attention, flash_decode, paged_attention, paged_prefill
-from minitransformer.kernels.attention_configs import decode_configs, prefill_configs
+from minitransformer.kernels.attention_configs import decode_configs, decode_shared_bytes, prefill_configs
 
 B, H, G, S = 2, 32, 8, 4096
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -70,6 +70,15 @@ def test_every_configuration_fits_every_gpu_and_the_default_spills_nothing(call)
         assert "cp.async" in result.ptx  # the next keys are on their way while these are multiplied
         if call in (prefill, pieces) and result.arch == 90:
             assert any("wgmma" in name for name in result.tensor_core_instructions), result
+
+
+@pytest.mark.parametrize("call", [decode, paged], ids=lambda call: call.__name__)
+def test_how_many_splits_run_at_once_is_reckoned_with_the_shared_memory_that_they_take(call):
+    for D in (64, 128):
+        configs = decode_configs(D, BF16)
+        results = compiled([(call, D, BF16, config) for config in configs], ARCHS[1:2])
+        for config, result in zip(configs, results, strict=True):
+            assert decode_shared_bytes(config, 16, D, BF16) == pytest.approx(result.shared_bytes, rel=0.1)
 
 
 @pytest.mark.parametrize("call", CONFIGS, ids=lambda call: call.__name__)

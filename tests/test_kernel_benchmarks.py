@@ -42,7 +42,8 @@ def test_bytes_are_those_of_inputs_and_outputs(bench):
     assert rows["add_rms_norm"]["bytes"] == (4 * matrix + 64) * size
     assert rows["swiglu"]["bytes"] == 3 * matrix * size
     for row in rows.values():
-        assert row["share_of_copy"] == pytest.approx(row["bytes"] / 8.0 / row["measured_s"])
+        assert row["bandwidth"] == pytest.approx(row["bytes"] / row["measured_s"])
+        assert row["share_of_copy"] > 0 and row["copy_s"] > 0
 
 
 def test_products_stand_beside_the_limit_and_the_library(bench):

@@ -126,7 +126,7 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(tuning, "_found", {})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(triton.testing, "do_bench", lambda function: function())
+    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **times: function())
 
     def run(config):
         tried.append(config["BLOCK_M"])

@@ -1,9 +1,11 @@
 """The model that says into how many parts a decode step's keys should be split."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from minitransformer.kernels.splits import MOST_SPLITS, choose_num_splits, occupancy, sm_count
+from minitransformer.kernels.splits import MOST_SPLITS, choose_num_splits, occupancy, places, sm_count
 
 
 def test_one_program_alone_keeps_one_processor_busy():
@@ -55,4 +57,16 @@ def test_numbers_below_one_are_refused(wrong):
 
 
 def test_a_cpu_runs_one_program_at_a_time():
-    assert sm_count(torch.device("cpu")) == 1
+    assert sm_count(torch.device("cpu")) == places(torch.device("cpu"), 1, 1) == 1
+
+
+def test_an_sm_runs_as_many_programs_as_it_has_shared_memory_and_registers_for(monkeypatch):
+    h100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    gpu = torch.device("cuda", 7)  # of which nothing was asked before
+    assert places(gpu, 139_264, 4) == 132  # two would need 274 KB
+    assert places(gpu, 71_680, 4) == 3 * 132
+    assert places(gpu, 38_912, 4) == 4 * 132  # five have room, but 20 warps take too many registers
+    assert places(gpu, 500_000, 4) == 132
+    for counted in (places, sm_count):
+        counted.cache_clear()

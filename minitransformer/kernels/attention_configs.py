@@ -11,10 +11,17 @@ import torch
 from minitransformer.kernels.tuning import Config
 
 WIDE_HEAD = 128  # a larger head dim leaves room for smaller blocks only
+TMA_PREFILL = [
+    Config.of(4, 3, tma=True, BLOCK_T=64, BLOCK_S=64),
+    Config.of(8, 3, tma=True, BLOCK_T=128, BLOCK_S=64),
+]
 
 
-def prefill_configs(D: int, dtype: torch.dtype) -> list[Config]:
-    """For flash_attention with head dim D in this format, the default first."""
+def prefill_configs(D: int, dtype: torch.dtype, *, tma: bool = False) -> list[Config]:
+    """For flash_attention with head dim D in this format, the default first.
+
+    tma  whether those of flash_attention_tma.py can be launched, too
+    """
     if dtype == torch.float32:  # three products of tf32 for one, each with its own operands in registers
         blocks = {"BLOCK_T": 32, "BLOCK_S": 32} if D <= WIDE_HEAD else {"BLOCK_T": 16, "BLOCK_S": 16}
         return [Config.of(8 if D <= WIDE_HEAD else 4, 2, **blocks)]
@@ -24,7 +31,7 @@ def prefill_configs(D: int, dtype: torch.dtype) -> list[Config]:
         Config.of(8, 3, BLOCK_T=128, BLOCK_S=64),
         Config.of(8, 2, BLOCK_T=128, BLOCK_S=128),
         Config.of(4, 3, BLOCK_T=64, BLOCK_S=64),
-    ]
+    ] + TMA_PREFILL * tma
 
 
 def decode_configs(D: int, dtype: torch.dtype) -> list[Config]:
@@ -35,6 +42,19 @@ def decode_configs(D: int, dtype: torch.dtype) -> list[Config]:
         return [Config.of(4, 3, BLOCK_S=32)]
     return [
         Config.of(4, 3, BLOCK_S=64),
-        Config.of(4, 4, BLOCK_S=64),
-        Config.of(8, 3, BLOCK_S=128),
+        Config.of(4, 3, BLOCK_S=128),
+        Config.of(4, 2, BLOCK_S=64),
+        Config.of(2, 3, BLOCK_S=64),
+        Config.of(2, 3, BLOCK_S=32),
     ]
+
+
+def decode_shared_bytes(config: Config, rows: int, block_d: int, dtype: torch.dtype) -> int:
+    """Shared memory of a program of flash_decode or paged_attention with `rows` query heads.
+
+    Keys and values of all stages but the one that is being multiplied, and what tensor cores multiply them
+    with: queries and weights. As Triton compiles these kernels; a test holds it against what it reports.
+    """
+    block_s = config["BLOCK_S"]
+    on_their_way = (config.num_stages - 1) * 2 * block_s * block_d
+    return (on_their_way + rows * (block_d + block_s)) * dtype.itemsize

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from minitransformer.kernels.source_text import kernel_text, plain_function
 
@@ -189,6 +190,8 @@ def _type_of(name: str, value) -> str:
     if isinstance(value, torch.Tensor):
         aligned = value.device.type == "meta" or value.data_ptr() % 16 == 0
         return f"*{TYPES[value.dtype]}" + (":16" if aligned else "")
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, int):

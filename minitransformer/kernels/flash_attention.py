@@ -9,7 +9,8 @@ After Dao et al. 2022 (arXiv 2205.14135) and FlashAttention-2 (arXiv 2307.08691)
 one division at the end. With a causal mask, blocks of keys above the diagonal are never visited, and only
 those that the diagonal crosses pay for the mask. Query heads of one group read the same keys and values.
 
-For inference: there is no backward pass. For a single query see flash_decode.py.
+For inference: there is no backward pass. For a single query see flash_decode.py; for the same programs with
+the copy engine of newer GPUs, which are taken there where they are faster, flash_attention_tma.py.
 """
 
 import math
@@ -18,9 +19,11 @@ import torch
 import triton
 import triton.language as tl
 
+from minitransformer.kernels import flash_attention_tma
 from minitransformer.kernels.attention_configs import prefill_configs
 from minitransformer.kernels.attention_tiles import load_tile, padded_head, require_qkv, scale_log2
 from minitransformer.kernels.online_softmax import DOT_PRECISION, finish, new_state, online_softmax_step
+from minitransformer.kernels.tma import fits_tma, has_tma
 from minitransformer.kernels.tuning import Config, bucket, fastest
 
 
@@ -184,15 +187,18 @@ def flash_attention(
     factor = scale_log2(scale, q.shape[3])
     if config is None:
         (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
-        key = ("flash_attention", q.dtype, D, causal, H // G, bucket(B * H), bucket(T), bucket(S))
+        tma = has_tma(q.device) and all(fits_tma(x) for x in (q, k, v)) and D * q.element_size() % 16 == 0
+        key = ("flash_attention", q.dtype, D, causal, H // G, bucket(B * H), bucket(T), bucket(S), tma)
         run = lambda config: _launch(q, k, v, causal, factor, config)  # noqa: E731
-        config = fastest(key, prefill_configs(D, q.dtype), run, q.device)
+        config = fastest(key, prefill_configs(D, q.dtype, tma=tma), run, q.device)
     return _launch(q, k, v, causal, factor, config)
 
 
 def _launch(q, k, v, causal: bool, factor: float, config: Config) -> torch.Tensor:
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     out = torch.empty(B, T, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
+    if config.tma:
+        return flash_attention_tma.launch(q, k, v, out, causal, factor, config)
     programs = triton.cdiv(T, config["BLOCK_T"]) * B * H
     flash_attention_kernel[(programs,)](
         q, k, v, out, *q.stride(), *k.stride(), *v.stride(), *out.stride(), H, H // G, T, S, factor,

@@ -149,4 +149,5 @@ def flash_decode(
             D=D, BLOCK_R=rows, BLOCK_D=BLOCK_D, **config.kwargs,
         )  # fmt: skip
 
-    return attend_in_splits(launch, "flash_decode", q[:, :, 0], S, programs, num_splits, config)[:, :, None]
+    out = attend_in_splits(launch, "flash_decode", q[:, :, 0], S, rows, programs, num_splits, config)
+    return out[:, :, None]

@@ -3,12 +3,10 @@
 A program computes one tile of c and walks along K, a pair of tiles of a and b at a time. A number that was
 loaded is used for a whole row or column of the tile, and that reuse keeps the tensor cores busy.
 
-Grouped ordering: programs with neighbouring numbers run at the same time. Numbered row by row they would
-share a few rows of a and need all of b; numbered through groups of GROUP_M rows of tiles, column by column,
-they need few of either, and the L2 cache serves most of their loads. (Triton's matmul tutorial.)
-
 Split-K: a thin product has too few tiles to occupy every SM. Then several programs share a tile, each takes
 a part of K and writes its sum to a workspace, and a second kernel adds the parts, always in the same order.
+
+From Hopper on, a GPU takes whichever is faster of these programs and those of matmul_tma.py.
 
 Sums are float32. Products of float32 run on tensor cores as three of tf32 each (tf32x3), nearly as exact.
 """
@@ -17,24 +15,16 @@ import torch
 import triton
 import triton.language as tl
 
-from minitransformer.kernels.matmul_configs import configs_for
+from minitransformer.kernels import matmul_tma
+from minitransformer.kernels.matmul_configs import THIN, configs_for
+from minitransformer.kernels.matmul_tiles import tile_of_program
 from minitransformer.kernels.runtime import dot_operand, require_dtype, require_shape, require_tensors
 from minitransformer.kernels.splits import sm_count
+from minitransformer.kernels.tma import has_tma
 from minitransformer.kernels.tuning import Config, bucket, fastest
 
 LEAST_K_OF_A_SPLIT = 512  # shorter parts cost more to write and add than they save
 BLOCK_OF_SUMS = 1024
-
-
-@triton.jit
-def tile_of_program(program, rows_of_tiles, columns_of_tiles, GROUP_M: tl.constexpr):
-    """Row and column of a program's tile, in grouped ordering."""
-    programs_of_group = GROUP_M * columns_of_tiles
-    group = program // programs_of_group
-    first = group * GROUP_M
-    height = tl.minimum(rows_of_tiles - first, GROUP_M)  # the last group may be lower
-    within = program % programs_of_group
-    return first + within % height, within // height
 
 
 @triton.jit
@@ -120,6 +110,8 @@ def matmul(
     require_shape("b", b, a.shape[1], "N")
     if num_splits is not None and num_splits < 1:
         raise ValueError(f"num_splits must be at least 1, got {num_splits}")
+    if config is not None and config.tma and num_splits not in (None, 1):
+        raise ValueError(f"a configuration with tma does not split K, got num_splits {num_splits}")
     (M, K), N = a.shape, b.shape[1]
     if 0 in (M, K, N):
         return torch.zeros(M, N, dtype=a.dtype, device=a.device)
@@ -129,12 +121,16 @@ def matmul(
 def config_for(a: torch.Tensor, b: torch.Tensor, num_splits: int | None = None) -> Config:
     """The configuration that `matmul(a, b)` takes: the fastest on this GPU; without one, the default."""
     (M, K), N = a.shape, b.shape[1]
-    key = ("matmul", bucket(M), N, K, a.dtype, *_layout(a), *_layout(b), num_splits)
-    return fastest(key, configs_for(M, a.dtype), lambda config: _launch(a, b, config, num_splits), a.device)
+    tma = num_splits is None and M > THIN and has_tma(a.device) and matmul_tma.operands_fit(a, b)
+    key = ("matmul", bucket(M), N, K, a.dtype, *_layout(a), *_layout(b), num_splits, tma)
+    run = lambda config: _launch(a, b, config, num_splits)  # noqa: E731
+    return fastest(key, configs_for(M, a.dtype, tma=tma), run, a.device)
 
 
 def splits_for(M: int, N: int, K: int, config: Config, sms: int) -> int:
     """Parts of K that give every SM a program, as long as a part is worth its sum."""
+    if config.tma:
+        return 1
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
     return max(min(sms // tiles, K // LEAST_K_OF_A_SPLIT), 1)
 
@@ -145,6 +141,8 @@ def _launch(a: torch.Tensor, b: torch.Tensor, config: Config, num_splits: int | 
     k_of_split = triton.cdiv(triton.cdiv(K, splits), config["BLOCK_K"]) * config["BLOCK_K"]
     splits = triton.cdiv(K, k_of_split)  # after rounding up some may have nothing left
     out = torch.empty(M, N, dtype=a.dtype, device=a.device)
+    if config.tma:
+        return matmul_tma.launch(a, b, out, config)
     parts = out if splits == 1 else torch.empty(splits, M, N, dtype=torch.float32, device=a.device)
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
     matmul_kernel[(tiles, splits)](

@@ -147,7 +147,7 @@ def paged_attention(
             TOKENS=tokens, D=D, BLOCK_R=rows, BLOCK_D=BLOCK_D, **config.kwargs,
         )  # fmt: skip
 
-    return attend_in_splits(launch, "paged_attention", q, S, programs, num_splits, config)
+    return attend_in_splits(launch, "paged_attention", q, S, rows, programs, num_splits, config)
 
 
 def require_paged(q, k_blocks, v_blocks, block_table, context_lens):

@@ -13,11 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
-from minitransformer.kernels.attention_configs import decode_configs
-from minitransformer.kernels.attention_tiles import load_tile
+from minitransformer.kernels.attention_configs import decode_configs, decode_shared_bytes
+from minitransformer.kernels.attention_tiles import load_tile, padded_head
 from minitransformer.kernels.online_softmax import LOWEST, finish
 from minitransformer.kernels.runtime import require_dtype, require_shape, require_tensors
-from minitransformer.kernels.splits import choose_num_splits, sm_count
+from minitransformer.kernels.splits import choose_num_splits, places
 from minitransformer.kernels.tuning import Config, bucket, fastest
 
 SPLITS_AT_ONCE = 16  # that the merge holds in registers
@@ -138,6 +138,7 @@ def attend_in_splits(
     name: str,  # of the kernel
     q: torch.Tensor,  # [B, H, D]
     S: int,  # keys of the longest sequence there is room for
+    rows: int,  # query heads of a program
     programs: int,  # of one split
     num_splits: int | None,
     config: Config | None,
@@ -146,7 +147,9 @@ def attend_in_splits(
     (B, H, D), configs = q.shape, decode_configs(q.shape[2], q.dtype)
 
     def run(config):
-        splits = settle_splits(num_splits, programs, triton.cdiv(S, config["BLOCK_S"]), q.device)
+        shared_bytes = decode_shared_bytes(config, rows, padded_head(D), q.dtype)
+        at_once = places(q.device, shared_bytes, config.num_warps)
+        splits = settle_splits(num_splits, programs, triton.cdiv(S, config["BLOCK_S"]), at_once)
         # A single split needs no merge: its part is the result.
         dtype = q.dtype if splits == 1 else torch.float32
         parts = torch.empty(B, H, splits, D, dtype=dtype, device=q.device)
@@ -165,10 +168,10 @@ def rows_of_tile(group: int) -> int:
     return min(max(triton.next_power_of_2(group), 16), 64)
 
 
-def settle_splits(num_splits: int | None, programs: int, blocks: int, device: torch.device) -> int:
+def settle_splits(num_splits: int | None, programs: int, blocks: int, at_once: int) -> int:
     """The number of splits asked for, or the heuristic's; raises ValueError unless it can be launched."""
     if num_splits is None:
-        return choose_num_splits(programs, sm_count(device), blocks)
+        return choose_num_splits(programs, at_once, blocks)
     if isinstance(num_splits, bool) or not isinstance(num_splits, int) or not 1 <= num_splits <= MOST_ASKED:
         raise ValueError(f"num_splits must be a whole number from 1 to {MOST_ASKED}, got {num_splits!r}")
     return num_splits

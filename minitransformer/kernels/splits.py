@@ -7,6 +7,9 @@ pytorch.org/blog/flash-decoding), at the price of partial results that a second 
 The model counts steps: one program reads one block of keys and values in one step, an SM runs one program
 at a time, and the SMs start their next programs together, in waves. It knows neither clock rates nor
 memory, which all SMs share: a GPU whose memory is busy gains nothing from the last idle SMs.
+
+An SM that has shared memory and registers for several small programs runs them side by side. Then the model
+holds for places instead of SMs: `places` counts them, and a wave is as many programs as there are places.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from functools import cache, lru_cache
 import torch
 
 MOST_SPLITS = 128  # more only add partial results: 128 splits of one program fill almost any GPU
+WARPS = 16  # that an SM has registers for, where a thread takes 128 of them
+RESERVED = 1024  # bytes of shared memory that the system takes for each program
 GOOD_ENOUGH = 0.9  # of the best share of busy SMs; the last tenth is not worth further partial results
 
 
@@ -46,6 +51,7 @@ def choose_num_splits(programs: int, sms: int, blocks: int) -> int:
     """The fewest splits that keep almost as many SMs busy as the best choice does.
 
     programs  without splitting: batch * key/value heads
+    sms       programs that run at the same time, see `places`
     blocks    of keys that each reads: the longest context / BLOCK_S; no more splits than that are of use
     """
     choices = [occupancy(programs, sms, blocks, n) for n in range(1, min(blocks, MOST_SPLITS) + 1)]
@@ -59,3 +65,16 @@ def sm_count(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def places(device: torch.device, shared_bytes: int, num_warps: int) -> int:
+    """Programs that a GPU runs at the same time, each of so much shared memory and so many warps.
+
+    At least one an SM: whether a program fits at all is for its launch to say. 1 for a CPU.
+    """
+    if device.type != "cuda":
+        return 1
+    room = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    an_sm = min(room // (shared_bytes + RESERVED), WARPS // num_warps)
+    return sm_count(device) * max(an_sm, 1)

@@ -24,11 +24,12 @@ class Config:
     blocks: tuple[tuple[str, int], ...]
     num_warps: int
     num_stages: int
+    tma: bool = False  # whether tiles come through the tensor memory accelerator, see tma.py
 
     @classmethod
-    def of(cls, num_warps: int, num_stages: int, **blocks: int) -> "Config":
+    def of(cls, num_warps: int, num_stages: int, *, tma: bool = False, **blocks: int) -> "Config":
         """Config.of(8, 3, BLOCK_M=128, BLOCK_N=256)"""
-        return cls(tuple(blocks.items()), num_warps, num_stages)
+        return cls(tuple(blocks.items()), num_warps, num_stages, tma)
 
     def __getitem__(self, name: str) -> int:
         return dict(self.blocks)[name]
@@ -56,7 +57,7 @@ def fastest(
     if key not in _found:
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
-        _found[key] = try_all(configs, run, triton.testing.do_bench)
+        _found[key] = try_all(configs, run, _bench)
     return _found[key]
 
 
@@ -73,6 +74,11 @@ def try_all(configs: Sequence[Config], run: Callable, bench: Callable) -> Config
             f"none of {len(configs)} configurations fits this GPU: {[c.kwargs for c in configs]}"
         )
     return min(times, key=times.get)
+
+
+def _bench(run: Callable) -> float:
+    """Milliseconds of a run. Briefly: somebody waits for the first call of each shape."""
+    return triton.testing.do_bench(run, warmup=5, rep=50, return_mode="median")
 
 
 def bucket(size: int) -> int:

@@ -44,6 +44,9 @@ FIND = "    def find_prefix"
 RELEASE = "    def release"
 PREEMPT = "    def preempt"
 
+FREES_ONCE = "for block in set(blocks):\n            self.counts[block] -= 1"
+STARVES = 'if request not in decoding and left and len(request["text"]) - request["computed"] > 1:'
+
 ANSWERS = {
     "09.napkin": {
         "wrong": {
@@ -87,6 +90,9 @@ ANSWERS = {
                     "for block, times in Counter(blocks).items():",
                     "for block, times in [(b, 1) for b in blocks]:",
                 )
+            ),
+            "lets go once of what is named twice": blocks(
+                ("for block in blocks:\n            self.counts[block] -= 1", FREES_ONCE),
             ),
             "shares what is free": blocks((SHARES, "")),
             "shares until one is free": blocks(
@@ -142,6 +148,10 @@ ANSWERS = {
             "more than may run": batcher((" and len(self.running) < self.max_running", "")),
             "prompt in the answer": batcher(
                 ('ended[request["name"]] = answer', 'ended[request["name"]] = request["text"]')
+            ),
+            "starves a last piece of one token": batcher(
+                ('- r["computed"] == 1]', '- r["computed"] == 1 and r["computed"] >= r["prompt"]]'),
+                ("if request not in decoding and left:", STARVES),
             ),
             "never makes room": batcher(("                self.running.remove(request)\n", "")),
         },

@@ -91,6 +91,7 @@ class Shadow:
 def blocks(answer, rng):
     directed(Shadow(answer(4, 8), 4, 8))
     copies(Shadow(answer(3, 2), 3, 2))
+    named_twice(Shadow(answer(4, 8), 4, 8))
     for num_blocks, block_size in [(1, 1), (7, 4), (12, 16), (30, 3)]:
         wander(Shadow(answer(num_blocks, block_size), num_blocks, block_size), rng)
 
@@ -131,6 +132,14 @@ def copies(pool: Shadow):
     pool.free([mine[0], copy], f"{changed}.")
     pool.writable(mine[1])
     pool.free(mine)
+
+
+def named_twice(pool: Shadow):
+    """Two holders let go in one call."""
+    held = pool.allocate(8)
+    pool.share(held)
+    pool.free(held + held, f"block {held[0]} has two holders and is named twice, so both let go of it.")
+    pool.allocate(32)
 
 
 def wander(pool: Shadow, rng):

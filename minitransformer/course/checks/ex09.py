@@ -186,6 +186,7 @@ def batcher(answer, rng):
         if count > 4:  # a token with which the request that may say the most ends at once
             end = next_token(max(lives.values(), key=lambda one: one.max_tokens).prompt)
         World(answer, lives, budget, max_running, end).run()
+    World(answer, {"r0": life([1, 2, 3, 4, 5], 3)}, 4, 2, -1).run()  # a last piece of one token
 
 
 # --- 09.bugs --------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def record_figure(record: dict) -> go.Figure:
         shape = shape_of("Llama-3-8B", batch, context)
         mine = [row for row in rows if (row["batch"], row["context"]) == (batch, context)]
         least = shape.cache_bytes / device.bandwidth
-        found = [predict_decode(shape, device, row["sms"], row["splits"]).share for row in mine]
+        found = [predict_decode(shape, device, row["places"], row["splits"]).share for row in mine]
         for what, shares, mode in (
             ("predicted", found, "lines"),
             ("measured", [least / row["measured_s"] for row in mine], "markers"),

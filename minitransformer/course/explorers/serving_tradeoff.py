@@ -80,7 +80,7 @@ def budget_tradeoff(pace: Pace):
     budgets = [(str(b), b) for b in BUDGETS]
     interact(
         draw,
-        caption="a larger budget: first tokens sooner, the tokens of all others later",
+        caption="a smaller budget: shorter steps, and prompts that take more of them",
         budget=ipywidgets.SelectionSlider(options=budgets, value=256, description="budget"),
         load=ipywidgets.IntSlider(value=80, min=20, max=120, step=20, description="load, %"),
     )
