@@ -34,49 +34,52 @@ def kv_transfer(bench: Bench) -> list[dict]:
     way, and how much of that the prefill's later layers hid."""
     config, lengths = _config(bench), (40, 80) if bench.small else (512, 2048, 8192)
     rows, copy = [], host_copy_bandwidth(bench)
-    for layerwise in (True,) if bench.small else (True, False):
-        link = Link(layerwise=layerwise)
-        with _pool(bench, SPLIT, config, max(lengths), link=link) as llm:
-            one_by_one(llm, config, lengths[0])  # warm up
-            for tokens in lengths:
-                stages = one_by_one(llm, config, tokens)
-                nbytes = tokens * kv_bytes_per_token(config, bench.dtype)
-                rate = nbytes / max(stages["receiving"], 1e-9)
-                rows.append(
-                    {
-                        "layerwise": layerwise,
-                        "tokens": tokens,
-                        "bytes": nbytes,
-                        "prefill_s": stages["prefill"],
-                        "on_the_way_s": stages["receiving"],
-                        "seen_s": stages["transfer"],
-                        "hidden": 1 - min(stages["transfer"] / max(stages["receiving"], 1e-9), 1.0),
-                        "bandwidth": rate,
-                        "share_of_host_copy": rate / copy,
-                    }
-                )
-    return rows
+    with _checkpoint(config, bench) as folder:
+        for layerwise in (True,) if bench.small else (True, False):
+            link = Link(layerwise=layerwise)
+            with _pool(bench, SPLIT, folder, max(lengths), link=link) as llm:
+                one_by_one(llm, config, lengths[0])  # warm up
+                for tokens in lengths:
+                    row = _way_of(tokens, one_by_one(llm, config, tokens), config, bench)
+                    rows.append({"layerwise": layerwise} | row)
+    return [row | {"share_of_host_copy": row["bandwidth"] / copy} for row in rows]
+
+
+def _way_of(tokens: int, stages: dict[str, float], config: ModelConfig, bench: Bench) -> dict:
+    nbytes = tokens * kv_bytes_per_token(config, bench.dtype)
+    on_the_way = max(stages["receiving"], 1e-9)
+    return {
+        "tokens": tokens,
+        "bytes": nbytes,
+        "prefill_s": stages["prefill"],
+        "on_the_way_s": stages["receiving"],
+        "seen_s": stages["transfer"],
+        "hidden": 1 - min(stages["transfer"] / on_the_way, 1.0),
+        "bandwidth": nbytes / on_the_way,
+    }
 
 
 @item("disaggregated")
 def disaggregated(bench: Bench) -> list[dict]:
     """One load through two workers on this GPU: as two engines, and as one for each phase."""
     config = _config(bench)
-    lengths = Lengths((16, 40), (4, 8)) if bench.small else Lengths((1024, 4096), (64, 192))
-    load = mixed_load(4 if bench.small else 32, lengths, config.vocab_size, seed=0)
+    lengths = Lengths((16, 40), (4, 8)) if bench.small else Lengths((512, 2048), (32, 96))
+    load = mixed_load(4 if bench.small else 24, lengths, config.vocab_size, seed=0)
     rows, per_s = [], None
     ways = sorted(WAYS, key=lambda way: way != CHUNKED)  # its rate is that of all others
-    for way in ways[:1] if bench.small else ways:  # a pool takes seconds to begin
-        with _pool(bench, way, config, sum(lengths.prompt) * 8) as llm:
-            serve(llm, load[:4])  # warm up
-            if per_s is None:
-                trace = serve(llm, load).trace
-                per_s = SHARE * len(load) / max(times[-1] for times in trace.token_s)
-            trace = serve(llm, at_random(load, per_s, seed=0)).trace
-        row = {"way": way, "requests_per_s": per_s, "tokens_per_second": trace.tokens_per_s}
-        for name, values in (("ttft", trace.ttft_s), ("tpot", trace.tpot_s), ("gap", trace.longest_gap_s)):
-            row |= {f"{name}_p{p}_s": float(np.percentile(values, p)) for p in (50, 99)}
-        rows.append(row)
+    with _checkpoint(config, bench) as folder:
+        for way in ways[:1] if bench.small else ways:  # a pool takes seconds to begin
+            with _pool(bench, way, folder, sum(lengths.prompt) * 8) as llm:
+                serve(llm, load[:4])  # warm up
+                if per_s is None:
+                    trace = serve(llm, load).trace
+                    per_s = SHARE * len(load) / max(times[-1] for times in trace.token_s)
+                trace = serve(llm, at_random(load, per_s, seed=0)).trace
+            row = {"way": way, "requests_per_s": per_s, "tokens_per_second": trace.tokens_per_s}
+            seen = {"ttft": trace.ttft_s, "tpot": trace.tpot_s, "gap": trace.longest_gap_s}
+            for name, values in seen.items():
+                row |= {f"{name}_p{p}_s": float(np.percentile(values, p)) for p in (50, 99)}
+            rows.append(row)
     return rows
 
 
@@ -98,14 +101,17 @@ def host_copy_bandwidth(bench: Bench) -> float:
 
 
 @contextmanager
-def _pool(bench: Bench, way: str, config: ModelConfig, tokens: int, **options):
-    """A pool of a way on the device of this round, each worker with room for so many tokens at least."""
+def _checkpoint(config: ModelConfig, bench: Bench):
+    """A folder with random weights, for as long as it is needed."""
     with tempfile.TemporaryDirectory() as folder:
         folder_of(config, Path(folder), seed=0, dtype=bench.dtype)
-        where = {"device": str(bench.device), "dtype": str(bench.dtype).removeprefix("torch.")}
-        num_blocks = 4 * -(-tokens // BLOCK)
-        with pool(way, folder, num_blocks, **where, **options) as llm:
-            yield llm
+        yield folder
+
+
+def _pool(bench: Bench, way: str, folder: str, tokens: int, **options) -> DisaggregatedLLM:
+    """A pool of a way on the device of this round, each worker with room for so many tokens at least."""
+    where = {"device": str(bench.device), "dtype": str(bench.dtype).removeprefix("torch.")}
+    return pool(way, folder, 4 * -(-tokens // BLOCK), **where, **options)
 
 
 def _config(bench: Bench) -> ModelConfig:

@@ -6,7 +6,8 @@ reported, and the round goes on. The record is written anew after each item, so 
 short leaves what it has.
 
     --device cpu --small   the same logic on a CPU, with sizes that mean nothing: a rehearsal
-    --only NAME ...        some items; "limits" always runs, because the others stand beside it
+    --only NAME ...        some items; "limits" always runs, because the others stand beside it. What the
+                           folder's record of this GPU holds of other items stays in it
     --list                 what items there are
 """
 
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -36,6 +38,8 @@ from minitransformer.roofline.records import FOLDER, device_fields
 
 WHOLE_ROUND = 450.0  # seconds, of the 480 allowed
 LONGEST_ITEM = 150.0
+PARTS = ("items", "failed", "seconds", "dates")  # of a record: something for each item
+LAST = ("engine", "disaggregated")  # they take the longest: what they leave undone is theirs alone
 
 
 def run_item(name: str, bench: Bench) -> dict:
@@ -85,8 +89,9 @@ def run_round(bench: Bench, out: Path, names: list[str], *, apart: bool = True) 
     """Runs the items one after the other and returns the record, which is also a file by then."""
     start = time.perf_counter()
     record = about(bench.device.type, device_name(bench.device), "benchmarks.gpu")
-    record |= {"small": bench.small, "limits": None, "items": {}, "failed": {}, "seconds": {}}
+    record |= {"small": bench.small, "limits": None} | {part: {} for part in PARTS}
     path = out / file_name(record["device"])
+    earlier = json.loads(path.read_text()) if path.exists() and set(names) != set(ITEMS) else None
     for name in names:
         left = WHOLE_ROUND - (time.perf_counter() - start)
         if left < 10:
@@ -102,9 +107,28 @@ def run_round(bench: Bench, out: Path, names: list[str], *, apart: bool = True) 
             bench.limits = Device(**found["limits"])
         say = found["failure"] or f"{len(found['rows'])} rows"
         console.print(f"{name}: {say} ({found['seconds']:.0f} s)")
-        write_json(path, record, quiet=True)
-    write_json(path, record)
+        write_json(path, joined(earlier, record), quiet=True)
+    write_json(path, joined(earlier, record))
     return record
+
+
+def joined(earlier: dict | None, record: dict) -> dict:
+    """A record of some items, and what an earlier one of the same GPU holds of others.
+
+    Each item keeps the day on which it was measured, and its rows the floors that they were measured beside;
+    the limits are those of the newer record. An item that brought nothing this time leaves what there was.
+    Rehearsals are joined with nothing.
+    """
+    same = earlier is not None and earlier["device"] == record["device"]
+    if not same or earlier["small"] or record["small"]:
+        return record
+    tried = record["items"].keys() | record["failed"].keys()
+    fresh = {name for name in tried if record["items"].get(name) or not earlier["items"].get(name)}
+    return record | {
+        part: {name: value for name, value in earlier[part].items() if name not in fresh}
+        | {name: value for name, value in record[part].items() if name in fresh}
+        for part in PARTS
+    }
 
 
 def show(record: dict):
@@ -134,14 +158,20 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("[red]no CUDA GPU that this PyTorch can use[/red]; --device cpu --small rehearses")
         return 1
     names = [n for n in ITEMS if n == "limits" or not options.only or n in options.only]
-    names.sort(key=lambda name: name != "limits")  # first, because the others stand beside it
+    names.sort(key=in_order)
     record = run_round(Bench(device, options.small), options.out, names, apart=not options.together)
     show(record)
     return 1 if record["failed"] else 0
 
 
+def in_order(name: str) -> tuple:
+    """Sorts items: the limits first, because the others stand beside them, and those of LAST last."""
+    return name != "limits", LAST.index(name) if name in LAST else -1
+
+
 def _add(record: dict, name: str, found: dict):
     record["items"][name] = found["rows"]
+    record["dates"][name] = datetime.now(UTC).isoformat(timespec="seconds")
     record["seconds"][name] = round(found["seconds"], 1)
     if found["limits"]:
         record["limits"] = found["limits"]

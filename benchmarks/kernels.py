@@ -159,7 +159,7 @@ def waves(bench: Bench) -> list[dict]:
     N, K = (64, 32) if bench.small else (4096, 4096)
     columns = -(-N // block_n)
     rows = []
-    for M in (64, 65) if bench.small else _wave_sizes(sms, block_m, columns):
+    for M in (block_m, block_m + 1) if bench.small else _wave_sizes(sms, block_m, columns):
         a, b = _pair(M, N, K, bench)
         ours = lambda a=a, b=b: matmul(a, b, config=config, num_splits=1)  # noqa: E731
         timing = against(bench, ours, {"torch": lambda a=a, b=b: a @ b}, rounds=3)

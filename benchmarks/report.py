@@ -34,7 +34,7 @@ def about(kind: str, device: str, module: str) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {p: v for p in PACKAGES if (v := _version(p))},
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 

@@ -192,6 +192,43 @@ def test_a_round_out_of_time_says_what_it_left_out(tmp_path, monkeypatch):
     assert record["failed"] == dict.fromkeys(items, "no time left in this round")
 
 
+def test_a_round_of_some_items_keeps_what_the_record_holds_of_others():
+    def record(date: str, items: dict, failed: dict, **others) -> dict:
+        parts = {"items": items, "failed": failed} | {
+            part: dict.fromkeys(items, date) for part in ("seconds", "dates")
+        }
+        return {"device": "a GPU", "date": date, "small": False, "limits": date} | parts | others
+
+    earlier = record("monday", {"a": [1], "b": [2], "c": [3], "d": []}, {"b": "wrong", "d": "crashed"})
+    later = record("friday", {"b": [20], "c": [], "d": [4]}, {"c": "too slow", "e": "no time left"})
+    both = gpu.joined(earlier, later)
+    assert both["items"] == {"a": [1], "b": [20], "c": [3], "d": [4]}
+    assert both["failed"] == {"e": "no time left"}  # b and d came right, and of c there is an older answer
+    assert both["dates"] == {"a": "monday", "b": "friday", "c": "monday", "d": "friday"}
+    assert (both["date"], both["limits"]) == ("friday", "friday")
+    for other in (None, record("monday", {"a": [1]}, {}, device="another"), earlier | {"small": True}):
+        assert gpu.joined(other, later) is later
+
+
+def test_only_some_items_are_added_to_the_record_in_the_folder(tmp_path, monkeypatch):
+    items = {"limits": set_limits, "old": lambda bench: [{"a": 1}], "new": lambda bench: [{"a": 2}]}
+    bench = bench_of(items, monkeypatch)
+    bench.small = False
+    gpu.run_round(bench, tmp_path, ["limits", "old"], apart=False)
+    record = gpu.run_round(bench, tmp_path, ["limits", "new"], apart=False)
+    (path,) = tmp_path.glob("*.json")
+    written = json.loads(path.read_text())
+    assert set(written["items"]) == {"limits", "old", "new"} == set(written["dates"])
+    assert set(record["items"]) == {"limits", "new"}
+    gpu.run_round(bench, tmp_path, list(items), apart=False)  # a whole round begins anew
+    assert set(json.loads(path.read_text())["items"]) == set(items)
+
+
+def test_what_takes_longest_comes_last():
+    names = sorted(ITEMS, key=gpu.in_order)
+    assert names[0] == "limits" and names[-2:] == ["engine", "disaggregated"]
+
+
 def test_an_item_in_a_process_of_its_own_brings_its_rows_back():
     found = gpu.run_item_apart("linear", Bench(CPU, small=True, limits=CHIP), seconds=300)
     assert found["failure"] is None and found["limits"]["name"] == "chip"

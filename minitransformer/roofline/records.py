@@ -1,8 +1,8 @@
 """What real GPUs gave: the files that `python -m benchmarks.gpu` writes and lessons read.
 
 A record is a dict as the benchmark wrote it: `device`, `date`, `command`, `versions`, `limits` (the
-fields of a measured Device), `items` (a list of rows for each item) and `failed` (a reason for each item
-that gave none). Nothing here is ever typed in by hand.
+fields of a measured Device), `items` (a list of rows for each item), `dates` (when each was measured) and
+`failed` (a reason for each item that gave none, or wrong rows). Nothing here is ever typed in by hand.
 """
 
 import json
