@@ -5,6 +5,7 @@ import re
 import torch
 import torch.nn.functional as F
 
+from benchmarks.graphs import captured
 from benchmarks.registry import Bench, item
 from minitransformer import KVCache, ModelConfig, Transformer, decode, prefill
 from minitransformer.layers import ATTENTION, sdpa_attention
@@ -99,7 +100,7 @@ def linear(bench: Bench) -> list[dict]:
     rows = []
     for tokens in (1, 8, 64) if bench.small else (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
         x = torch.randn(tokens, inputs, device=bench.device, dtype=bench.dtype)
-        took = bench.time(*(lambda w=w, x=x: F.linear(x, w) for w in weights))
+        took = bench.time(*(captured(lambda w=w, x=x: F.linear(x, w), bench.device) for w in weights))
         cost = linear_cost(tokens, inputs, outputs, size, size)
         rows.append({"tokens": tokens, "intensity": cost.intensity} | bench.beside_limit(cost, took))
     return rows
@@ -114,7 +115,8 @@ def attention(bench: Bench) -> list[dict]:
         shape = {"device": bench.device, "dtype": bench.dtype}
         q = torch.randn(batch, H, 1, D, **shape)
         copies = [torch.randn(2, batch, G, S, D, **shape) for _ in range(4 if batch < 64 else 1)]
-        took = bench.time(*(lambda kv=kv, q=q: sdpa_attention(q, kv[0], kv[1]) for kv in copies))
+        ways = [lambda kv=kv, q=q: sdpa_attention(q, kv[0], kv[1]) for kv in copies]
+        took = bench.time(*(captured(way, bench.device) for way in ways))
         cost = Cost(4 * batch * H * S * D, (copies[0].numel() + 2 * q.numel()) * q.element_size())
         sizes = {"batch": batch, "context": S, "intensity": cost.intensity}
         rows.append(sizes | bench.beside_limit(cost, took))

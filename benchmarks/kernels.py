@@ -187,8 +187,9 @@ def against(
 ) -> dict:
     """Ours and every library's way, timed in turns; the columns tell of ours and of the fastest other one.
 
-    copied  None, or how many bytes a copy in the same turns reads and writes together, which is what a
-            kernel that moves as many can reach at most: a short one has no time for the full bandwidth
+    copied  None, or how many bytes a copy in the same turns reads and writes together: the yardstick of a
+            kernel that moves as many, since a short one has no time for the full bandwidth. No ceiling:
+            another mixture of reading and writing can be a little faster
     """
     seconds = 0.001 if bench.small else 0.02
 

@@ -95,6 +95,10 @@ def test_what_it_can_not_read_is_refused_in_words_where_it_was_asked_for():
     with pytest.raises(ValueError, match=r"q can't be read by the tensor memory accelerator.*strides \("):
         flash_attention(q.half(), k.half(), v.half(), config=TILES)
     a = randn(16, 16, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"q can't be read.* beginning 2 bytes behind"):
+        flash_attention(*(3 * [randn(1, 1, 4, 72).half()[..., 1:65]]), config=TILES)
+    with pytest.raises(TypeError, match="a must be bfloat16 or float16, got float32"):
+        matmul(a.float(), a.float(), config=PRODUCT)
     with pytest.raises(ValueError, match="a configuration with tma does not split K, got num_splits 2"):
         matmul(a, a, config=PRODUCT, num_splits=2)
 

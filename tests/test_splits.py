@@ -4,7 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
+from minitransformer.kernels.runtime import INTERPRETED
+from minitransformer.kernels.split_keys import split_range
 from minitransformer.kernels.splits import MOST_SPLITS, choose_num_splits, occupancy, places, sm_count
 
 
@@ -70,3 +74,17 @@ def test_an_sm_runs_as_many_programs_as_it_has_shared_memory_and_registers_for(m
     assert places(gpu, 500_000, 4) == 132
     for counted in (places, sm_count):
         counted.cache_clear()
+
+
+@triton.jit
+def range_kernel(out_ptr, length, split, splits, BLOCK_S: tl.constexpr):
+    first, end = split_range(length, split, splits, BLOCK_S)
+    tl.store(out_ptr, first)
+    tl.store(out_ptr + 1, end)
+
+
+def test_the_last_of_very_many_splits_ends_with_the_last_key():
+    out = torch.zeros(2, dtype=torch.int32, device="cpu" if INTERPRETED else "cuda")
+    length, splits = 40_000 * 32 - 5, 65_535  # 40,000 blocks: split * blocks passes 2^31
+    range_kernel[(1,)](out, length, splits - 1, splits, BLOCK_S=32)
+    assert out.tolist() == [39_999 * 32, length]

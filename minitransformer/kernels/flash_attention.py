@@ -3,7 +3,8 @@
 The plain way writes T * S scores to memory, reads them for the softmax, and reads the weights again for
 the product with the values. Here one program takes a block of queries through all keys, a block of keys
 at a time: scores live in registers, and the online softmax corrects what was summed under an older
-maximum. Memory traffic falls from T * S to about T * S * D / BLOCK_T, and the extra memory to none.
+maximum. Scores no longer travel at all, each block of queries reads keys and values once (from the L2 cache
+for the most part, where blocks of a head run side by side), and the extra memory falls to none.
 
 After Dao et al. 2022 (arXiv 2205.14135) and FlashAttention-2 (arXiv 2307.08691): queries in the outer loop,
 one division at the end. With a causal mask, blocks of keys above the diagonal are never visited, and only

@@ -2,9 +2,9 @@
 
 The algorithm is that of flash_attention.py, program by program. What differs is who fetches a tile: here one
 thread names its coordinates and a copy engine does the rest (tma.py). Registers that held addresses are free,
-and a small block of queries (64 rows, four warps) leaves room for two programs on each SM: while one computes
-exponentials, the other keeps the tensor cores busy. FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608)
-arranges that overlap inside one program, which takes more than Triton's language expresses.
+and with a small block of queries (64 rows, four warps) two programs find room on each SM: while one computes
+exponentials, the other may keep the tensor cores busy. FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608)
+arranges that overlap inside one program; here it is left to chance.
 """
 
 import torch

@@ -110,8 +110,10 @@ def matmul(
     require_shape("b", b, a.shape[1], "N")
     if num_splits is not None and num_splits < 1:
         raise ValueError(f"num_splits must be at least 1, got {num_splits}")
-    if config is not None and config.tma and num_splits not in (None, 1):
-        raise ValueError(f"a configuration with tma does not split K, got num_splits {num_splits}")
+    if config is not None and config.tma:
+        require_dtype((torch.bfloat16, torch.float16), a=a, b=b)  # float32 would be tf32 there, unasked
+        if num_splits not in (None, 1):
+            raise ValueError(f"a configuration with tma does not split K, got num_splits {num_splits}")
     (M, K), N = a.shape, b.shape[1]
     if 0 in (M, K, N):
         return torch.zeros(M, N, dtype=a.dtype, device=a.device)

@@ -1,10 +1,10 @@
 """Matrix product by programs that stay, with tiles that the tensor memory accelerator fetches.
 
-matmul.py launches a program for each tile of c. Each begins with an empty pipeline and ends with a store
-during which nothing is multiplied. Here as many programs are launched as there are SMs, and each walks over
-its tiles: while the sums of one tile are stored, operands of the next are already on their way. Loads name
-coordinates instead of addresses (tma.py), which leaves registers for a tile of 128 x 256 sums. (Persistent
-kernels: Triton's tutorial 09, and NVIDIA CUTLASS's efficient GEMM guide.)
+matmul.py launches a program for each tile of c. Each begins with an empty pipeline and ends with a store.
+Here as many programs are launched as there are SMs, and each walks over its tiles: while the sums of one tile
+are stored, operands of the next are already on their way. Loads name coordinates instead of addresses
+(tma.py), which frees registers and instructions. Waves stay: the last round of tiles may be a few.
+(Persistent kernels: Triton's tutorial 09, and NVIDIA CUTLASS's efficient GEMM guide.)
 """
 
 import torch

@@ -29,8 +29,9 @@ INTEGERS = (torch.int32, torch.int64)
 def split_range(length, split, splits, BLOCK_S: tl.constexpr):
     """First key and end of one split: whole blocks, shared out evenly. Empty where blocks run out."""
     blocks = tl.cdiv(length, BLOCK_S)
-    first = split * blocks // splits * BLOCK_S
-    end = (split + 1) * blocks // splits * BLOCK_S
+    split = split.to(tl.int64)  # the product with blocks may pass 2^31
+    first = (split * blocks // splits * BLOCK_S).to(tl.int32)
+    end = ((split + 1) * blocks // splits * BLOCK_S).to(tl.int32)
     return first, tl.minimum(end, length)
 
 

@@ -8,8 +8,9 @@ The model counts steps: one program reads one block of keys and values in one st
 at a time, and the SMs start their next programs together, in waves. It knows neither clock rates nor
 memory, which all SMs share: a GPU whose memory is busy gains nothing from the last idle SMs.
 
-An SM that has shared memory and registers for several small programs runs them side by side. Then the model
-holds for places instead of SMs: `places` counts them, and a wave is as many programs as there are places.
+An SM that has shared memory and registers for several small programs runs them side by side. Then a wave is
+as many programs as there are places, and `places` counts them. The model is rougher there: programs that have
+an SM for themselves read faster than those that share one, and it takes all for equal.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from functools import cache, lru_cache
 
 import torch
 
-MOST_SPLITS = 128  # more only add partial results: 128 splits of one program fill almost any GPU
-WARPS = 16  # that an SM has registers for, where a thread takes 128 of them
+MOST_SPLITS = 128  # more only add partial results: 128 splits of one program occupy nearly every SM
+WARPS = 16  # that an SM has registers for, where a thread takes 128 of them: about what these kernels take
 RESERVED = 1024  # bytes of shared memory that the system takes for each program
 GOOD_ENOUGH = 0.9  # of the best share of busy SMs; the last tenth is not worth further partial results
 
